@@ -1,0 +1,90 @@
+# Every target sets up what it needs: from a bare clone, python3 (3.11 or newer), make and a way to PyPI are enough.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN := .venv/bin
+PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ignore
+CODE = $(wildcard client server migrations tests scripts examples bench)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs-check bench lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup: .venv/.mobd ## make .venv from the locked requirements, with mobd itself in it
+
+demo: setup ## a team of agents at work, end to end, in one terminal (LOG=file keeps the server's log)
+	$(BIN)/python examples/release_triage/demo.py $(if $(LOG),--log $(LOG))
+
+serve: setup ## run a server on this machine
+	$(BIN)/mobd serve $(SERVE_ARGS)
+
+migrate: setup ## bring the database to the newest schema
+	$(BIN)/mobd migrate $(MIGRATE_ARGS)
+
+test: setup ## run the tests (PYTEST_ARGS are passed on)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-floor: .venv-floor/.mobd ## run the client's tests with the oldest dependencies that it supports
+	PYTHONPATH=client .venv-floor/bin/python -m pytest --confcutdir=tests/client -m floor tests/client
+
+check: lint types proto-check schema-check docs-check ## everything that must hold beside the tests
+
+lint: setup ## style, layers, file lengths, deployment files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/file_length.py
+	$(if $(wildcard docker-compose.yml),$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml)
+	$(if $(wildcard Dockerfile),$(BIN)/hadolint Dockerfile)
+
+types: setup ## mypy, strict, over everything
+	$(BIN)/mypy $(CODE)
+
+proto: setup .venv-gen/.mobd ## generate the stubs in client/mobd/v1
+	$(BIN)/python scripts/gen_proto.py
+
+proto-check: setup .venv-gen/.mobd ## the stubs are fresh, the protocol is documented and breaks nobody
+	$(BIN)/python scripts/gen_proto.py --check
+	$(BIN)/buf lint
+	$(BIN)/python scripts/proto_breaking.py
+
+schema-check: setup ## the migrations lead to the tables in the code
+	$(BIN)/python scripts/schema_check.py
+
+docs-check: setup ## generated pages are fresh
+	$(if $(wildcard scripts/gen_docs.py),$(BIN)/python scripts/gen_docs.py --check)
+
+bench: setup ## measure deliveries
+	$(BIN)/python bench/deliver.py $(BENCH_ARGS)
+
+UV_COMPILE = $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(LOCK_ARGS)
+lock: setup ## write requirements/*.txt anew (LOCK_ARGS=--upgrade takes newer versions)
+	$(UV_COMPILE) pyproject.toml --extra server --extra uvloop -o requirements/server.txt
+	$(UV_COMPILE) pyproject.toml --extra server --extra uvloop --group dev -o requirements/dev.txt
+	$(UV_COMPILE) pyproject.toml --group floor --resolution lowest-direct -o requirements/client-floor.txt
+	$(UV_COMPILE) requirements/gen.in -o requirements/gen.txt
+
+clean: ## remove the environments and caches
+	rm -rf .venv .venv-gen .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
+# An environment is done when its stamp is newer than the lock that it was made from.
+.venv/.mobd: requirements/dev.txt pyproject.toml | .venv/bin/python
+	$(BIN)/python $(PIP) --require-hashes -r requirements/dev.txt
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-gen/.mobd: requirements/gen.txt | .venv-gen/bin/python
+	.venv-gen/bin/python $(PIP) --require-hashes -r requirements/gen.txt
+	@touch $@
+
+.venv-floor/.mobd: requirements/client-floor.txt | .venv-floor/bin/python
+	.venv-floor/bin/python $(PIP) --require-hashes -r requirements/client-floor.txt
+	@touch $@
+
+.venv/bin/python .venv-gen/bin/python .venv-floor/bin/python:
+	@test -n "$(PYTHON)" || { echo "mobd needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "python3 cannot make environments here: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(@D:/bin=)
