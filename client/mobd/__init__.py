@@ -1,0 +1,1 @@
+"""The light client and the agent SDK of mobd."""

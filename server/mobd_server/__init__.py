@@ -1,0 +1,1 @@
+"""The mobd server. See docs/architecture.md for the layers."""

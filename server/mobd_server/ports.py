@@ -1,0 +1,148 @@
+"""What the core needs from outside, as protocols: time, ids, and a store.
+
+The store has two faces. `Writer` is used by the journal alone: it takes one group at a time and commits it in one
+transaction. `Store` is used for everything that reads, and for taking a mob over. Adapters implement both: SQL for
+servers, memory for tests and simulation.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from mobd_server.machines.commands import Ids
+from mobd_server.machines.records import Append, MessageRow, Record, RunRow
+
+__all__ = ["Clock", "Ids", "IdsFactory", "Result", "Store", "Timer", "Writer"]
+
+
+class Timer(Protocol):
+    """A call that is planned."""
+
+    def cancel(self) -> None:
+        """Make it not happen; harmless if it has happened."""
+
+
+class Clock(Protocol):
+    """Time."""
+
+    def now(self) -> int:
+        """Return wall time: microseconds since 1970, UTC."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Call `callback` on the loop after `delay_s` seconds of monotonic time."""
+
+
+class IdsFactory(Protocol):
+    """Makes the id source of one load of one mob."""
+
+    def __call__(self, epoch: int) -> Ids:
+        """Return a source whose ids begin with `epoch` and a prefix drawn now."""
+
+
+# What became of one append:
+# committed  it is durable
+# fenced     another incarnation owns the mob, or the head is not where this one thinks; nothing was written
+# offender   this append itself can't be stored; nothing of it was written
+# dropped    not tried, because an earlier append of the same incarnation did not commit
+# unknown    the store failed: it may or may not be durable
+# aborted    the store failed and certainly wrote nothing, for as long as the retries lasted
+Fate = Literal["committed", "fenced", "offender", "dropped", "unknown", "aborted"]
+
+
+class Result(Struct, gc=False):
+    """What became of one append, in the order of the group. `error` is for the log."""
+
+    fate: Fate
+    error: str = ""
+
+
+class Writer(Protocol):
+    """Commits groups, one at a time, off the loop."""
+
+    def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
+        """Commit `group` in one transaction and call `done` on the loop with one result for each append.
+
+        Consecutive appends of one (mob, epoch) are one span with one fate unless the span is repeated decision by
+        decision: those before the offender commit, the offender is `offender`, those after it are `dropped`. Only one
+        group is ever submitted at a time. `done` is called exactly once, on the loop, never from within `submit`.
+        """
+
+    def probe(self, done: Callable[[bool], None]) -> None:
+        """Try the store with a new connection and call `done` on the loop with whether it answers."""
+
+    def close(self) -> None:
+        """Wait for what is in flight and release every resource."""
+
+
+class Loaded(Struct, gc=False):
+    """A mob that was taken over: this incarnation's epoch and the log's head and state when that was committed."""
+
+    epoch: int
+    head: int
+    first_seq: int
+    log_id: str
+
+
+class MobListing(Struct, gc=False):
+    """A row of `mobs` as listed."""
+
+    mob_id: str
+    phase: str
+    labels: dict[str, str]
+    head: int
+    log_id: str
+    created_at: int
+
+
+class Store(Protocol):
+    """Reads, and takes mobs over. Every method may raise `errors.Unavailable` for a failure of I/O."""
+
+    name: str
+
+    async def acquire(self, mob_id: str) -> Loaded | None:
+        """Make the caller the mob's only incarnation: `epoch + 1` is durable before this returns. None: no such mob.
+
+        The row lock waits out a transaction in doubt, so that what the returned head counts is final.
+        """
+
+    async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:
+        """Return the events after `after`, in order: at most `limit`, ending early past `max_bytes` of payload.
+
+        Records are decoded: an event that this build does not know raises `errors.MobFormatNewer`; one that can't be
+        decoded raises `errors.MobQuarantined`.
+        """
+
+    async def read_event(self, mob_id: str, seq: int) -> Record | None:
+        """Return one event."""
+
+    async def head(self, mob_id: str) -> Loaded | None:
+        """Return where the log stands, without taking the mob over. None: no such mob."""
+
+    async def seq_at(self, mob_id: str, at: int) -> int:
+        """Return the cursor before the first event that is not older than `at` (µs); the head if there is none."""
+
+    async def list_mobs(
+        self, after: str, limit: int, phase: str | None, labels: dict[str, str]
+    ) -> tuple[list[MobListing], str]:
+        """Return mobs after the id `after`, in the order of ids, and the id where the next page begins ("": none)."""
+
+    async def owing(self) -> list[tuple[str, int]]:
+        """Return (mob_id, wake_at in µs) of every mob that owes something, earliest first; 0 means at once."""
+
+    async def read_run(self, mob_id: str, run_id: str) -> RunRow | None:
+        """Return one settled run."""
+
+    async def list_runs(
+        self, mob_id: str, after: str, limit: int, member_id: str | None, state: str | None
+    ) -> tuple[list[RunRow], str]:
+        """Return settled runs after the id `after`, in the order of ids, and where the next page begins ("": none)."""
+
+    async def read_messages(self, mob_id: str, session_id: str, after: int, limit: int) -> list[MessageRow]:
+        """Return messages from position `after` on, in order, at most `limit`."""
+
+    async def close(self) -> None:
+        """Release every resource."""
