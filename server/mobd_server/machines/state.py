@@ -60,8 +60,9 @@ class Input(Struct, gc=False):
 
     canonical_input_id: str
     input_id: str
-    key: bytes
+    key: str
     content: Raw
+    size: int
     sender: str
     seq: int
     at: int
@@ -108,9 +109,9 @@ class Member(Struct, gc=False):
     run_id: str | None = None
     queue: list[Input] | None = None
     queue_bytes: int = 0
-    dedupe: dict[bytes, Dedupe] | None = None
+    dedupe: dict[str, Dedupe] | None = None
     # Keys of ended inputs, in the order in which they ended.
-    ended: list[bytes] | None = None
+    ended: list[str] | None = None
     # Inputs accepted up to this time (µs) may have been forgotten.
     forgotten_at: int = 0
     message_count: int = 0

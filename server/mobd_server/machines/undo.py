@@ -15,9 +15,9 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 
-def _restore(part: Struct, copy: Struct) -> None:
+def _restore(part: Struct, before: Struct) -> None:
     for name in part.__struct_fields__:
-        setattr(part, name, getattr(copy, name))
+        setattr(part, name, getattr(before, name))
 
 
 def _unput(container: dict[Any, Any], key: object, before: object) -> None:
@@ -45,7 +45,8 @@ class Undo:
         """Remember `part` as it is; call before the first assignment to one of its fields."""
         if id(part) not in self._touched:
             self._touched.add(id(part))
-            self._log.append((_restore, (part, part.__copy__())))
+            before = part.__copy__()  # type: ignore[attr-defined]  # msgspec has it and its stubs do not
+            self._log.append((_restore, (part, before)))
 
     def put(self, container: dict[K, V], key: K, value: V) -> None:
         """Set `container[key]`."""

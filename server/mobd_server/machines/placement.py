@@ -1,0 +1,281 @@
+"""Which agent serves which member, and which member runs next (architecture §5).
+
+A member is given to an agent that serves it by name, else by role, with room. If there is none, an idle member of such
+an agent is sent away for one with work, the one that was idle longest. A member stays with a suspended agent until that
+one's grace ends. Nothing is dispatched to an agent that is not connected, nor while the mob does not run.
+"""
+
+from typing import Final
+
+from mobd_server.machines import events as e
+from mobd_server.machines.answers import Again, RunInput, SendAssign, SendStartRun, SendUnassign
+from mobd_server.machines.draft import Draft
+from mobd_server.machines.member import TABLE, relist, unlist
+from mobd_server.machines.records import Record
+from mobd_server.machines.state import MAX_ATTEMPTS, Attachment, Executor, Member, Mob, Profile, Run
+from mobd_server.machines.undo import Undo
+
+# One batch; bounded so that losing every run of an agent fits one decision.
+BATCH_INPUTS: Final = 64
+BATCH_BYTES: Final = 1 << 20
+# Assignments in one decision; the rest follows in the next.
+PLACE_AT_ONCE: Final = 500
+
+
+def serve_work(d: Draft, member: Member) -> None:
+    """See to it that a member's new work runs as soon as it may."""
+    if member.listed == "ready" and member.executor is not None:
+        dispatch(d, d.mob.attachments[member.executor.attachment_id])
+    elif member.listed == "waiting":
+        place(d, member)
+
+
+def dispatch(d: Draft, attachment: Attachment) -> None:
+    """Start as many runs on an agent as it takes now, in the order in which their members became ready."""
+    mob = d.mob
+    if mob.phase != "running" or mob.pending != "none" or not d.is_connected(attachment.attachment_id):
+        return
+    while attachment.ready and len(attachment.runs) < attachment.capacity and attachment.exclusive is None:
+        member = mob.members[attachment.ready[0][1]]
+        count, exclusive = select_batch(member)
+        if exclusive and attachment.runs:
+            # Its turn has come; what runs beside it ends first.
+            return
+        if d.room <= 0:
+            d.react(Again())
+            return
+        _start(d, member, attachment, count, exclusive)
+
+
+def select_batch(member: Member) -> tuple[int, bool]:
+    """Return how many inputs from the head make the next batch, and whether they must be alone on their agent.
+
+    An input with a failed attempt goes alone. One whose last attempt this is, after its agent was lost with it, also
+    lets no other run be beside it: then either it is what kills the agent, or it survives, and no other member's input
+    is counted for it.
+    """
+    queue = member.queue or []
+    head = queue[0]
+    if head.attempts:
+        return 1, head.losses > 0 and head.attempts == MAX_ATTEMPTS - 1
+    count, size = 0, 0
+    for one in queue[:BATCH_INPUTS]:
+        size += one.size
+        if one.attempts or (count and size > BATCH_BYTES):
+            break
+        count += 1
+    return count, False
+
+
+def _start(d: Draft, member: Member, attachment: Attachment, count: int, exclusive: bool) -> None:
+    executor = member.executor
+    batch = (member.queue or [])[:count]
+    if executor is None or not batch:
+        raise ValueError(f"member {member.member_id} is listed as ready and is not")
+    run_id = d.context.ids.new("run")
+    d.emit(
+        e.RunStarted(
+            member.member_id,
+            run_id,
+            attachment.attachment_id,
+            executor.fence,
+            [one.canonical_input_id for one in batch],
+            [one.attempts + 1 for one in batch],
+            exclusive,
+        ),
+        member.member_id,
+        run_id,
+    )
+    d.react(start_run(d.mob.runs[run_id]))
+
+
+def start_run(run: Run) -> SendStartRun:
+    """Return what the run's agent is sent."""
+    return SendStartRun(
+        attachment_id=run.attachment_id,
+        run_id=run.run_id,
+        fence=run.fence,
+        member_id=run.member_id,
+        inputs=[
+            RunInput(one.canonical_input_id, one.input_id, one.content, one.sender, attempt)
+            for one, attempt in zip(run.inputs, run.attempts, strict=True)
+        ],
+        traceparent=run.inputs[0].traceparent,
+    )
+
+
+def serves(attachment: Attachment, member: Member) -> bool:
+    """Whether the agent serves the member, by name or by role."""
+    return member.role in attachment.roles or member.member_id in attachment.names
+
+
+def place(d: Draft, member: Member, avoid: str | None = None) -> bool:
+    """Give a member without an agent to one, and return whether that could be done. `avoid` is not asked."""
+    if member.executor is not None:
+        return False
+    best: tuple[bool, int, int] | None = None
+    chosen: Attachment | None = None
+    full: list[Attachment] = []
+    for attachment in d.mob.attachments.values():
+        if not serves(attachment, member) or attachment.attachment_id == avoid:
+            continue
+        if not d.is_connected(attachment.attachment_id):
+            continue
+        if len(attachment.members) >= attachment.max_members:
+            full.append(attachment)
+            continue
+        rank = (member.member_id not in attachment.names, len(attachment.members), attachment.seq)
+        if best is None or rank < best:
+            best, chosen = rank, attachment
+    if chosen is None and member.queue and full:
+        chosen = _make_room(d, full)
+    if chosen is None:
+        return False
+    _assign(d, member, chosen)
+    return True
+
+
+def _make_room(d: Draft, full: list[Attachment]) -> Attachment | None:
+    """Send the member away that has been idle longest; return its agent."""
+    best: tuple[int, str] | None = None
+    for attachment in full:
+        for member_id in attachment.members:
+            member = d.mob.members[member_id]
+            if is_idle(member) and (best is None or (member.active_seq, member_id) < best):
+                best = (member.active_seq, member_id)
+    if best is None:
+        return None
+    member = d.mob.members[best[1]]
+    if member.executor is None:
+        return None
+    attachment = d.mob.attachments[member.executor.attachment_id]
+    release(d, member, "its place is needed for a member with work")
+    return attachment
+
+
+def is_idle(member: Member) -> bool:
+    """Whether a member that has an agent has nothing to do."""
+    return member.run_id is None and not member.queue and member.executor is not None and member.executor.confirmed
+
+
+def _assign(d: Draft, member: Member, attachment: Attachment) -> None:
+    d.emit(
+        e.ExecutorAssigned(member.member_id, attachment.attachment_id, d.mob.fences + 1),
+        member.member_id,
+    )
+    d.react(assign(d.mob, member, attachment.attachment_id))
+
+
+def assign(mob: Mob, member: Member, attachment_id: str) -> SendAssign:
+    """Return what an agent is sent for a member that it serves."""
+    executor = member.executor
+    if executor is None:
+        raise ValueError(f"member {member.member_id} has no executor")
+    return SendAssign(
+        attachment_id=attachment_id,
+        member_id=member.member_id,
+        fence=executor.fence,
+        confirmed=executor.confirmed,
+        profile=mob.definition.profiles.get(member.role) or Profile(member.role),
+        context=member.context,
+        generation=member.generation,
+        fence_token=member.fence_token,
+        session_id=member.session_id,
+        message_count=member.message_count,
+        digest=member.digest,
+    )
+
+
+def release(d: Draft, member: Member, reason: str) -> None:
+    """Take a member without a run from its agent and tell the agent."""
+    executor = member.executor
+    if executor is None:
+        return
+    d.emit(
+        e.ExecutorReleased(member.member_id, executor.attachment_id, executor.fence, reason),
+        member.member_id,
+    )
+    d.react(SendUnassign(executor.attachment_id, member.member_id, executor.fence, reason))
+
+
+def refill(d: Draft, attachment: Attachment, member: Member) -> None:
+    """After `member` got free on an agent: run what is ready there, or give its place to a member that waits."""
+    dispatch(d, attachment)
+    if not is_idle(member) or not d.is_connected(attachment.attachment_id):
+        return
+    waiting = next_waiting(d.mob, attachment)
+    if waiting is None:
+        return
+    if len(attachment.members) >= attachment.max_members:
+        release(d, member, "its place is needed for a member with work")
+    _assign(d, waiting, attachment)
+
+
+def next_waiting(mob: Mob, attachment: Attachment) -> Member | None:
+    """Return the member with work and without an agent that waits longest for this agent."""
+    heads = [mob.waiting[role][0] for role in attachment.roles if role in mob.waiting]
+    for name in attachment.names:
+        member = mob.members.get(name)
+        if member is not None and member.listed == "waiting":
+            heads.append((member.listed_at, name))
+    return mob.members[min(heads)[1]] if heads else None
+
+
+def fill(d: Draft, attachment: Attachment) -> None:
+    """Give an agent that has room the members that it serves: those with work first."""
+    limit = min(PLACE_AT_ONCE, d.room)
+    while limit > 0 and len(attachment.members) < attachment.max_members:
+        member = next_waiting(d.mob, attachment)
+        if member is None:
+            break
+        _assign(d, member, attachment)
+        limit -= 1
+    for member in d.mob.members.values():
+        if len(attachment.members) >= attachment.max_members:
+            return
+        if member.executor is None and member.state != "destroyed" and serves(attachment, member):
+            if limit <= 0:
+                d.react(Again())
+                return
+            _assign(d, member, attachment)
+            limit -= 1
+
+
+def rebalance(d: Draft) -> None:
+    """Fill every connected agent; what does not fit one decision follows in the next."""
+    for attachment in list(d.mob.attachments.values()):
+        if d.is_connected(attachment.attachment_id):
+            fill(d, attachment)
+            dispatch(d, attachment)
+
+
+def assigned(mob: Mob, undo: Undo, record: Record, event: e.ExecutorAssigned) -> None:
+    """Evolve: the agent was asked to serve the member."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    undo.touch(mob)
+    mob.fences = event.executor_fence
+    unlist(mob, undo, member)
+    member.executor = Executor(event.attachment_id, event.executor_fence)
+    undo.put(mob.attachments[event.attachment_id].members, member.member_id, event.executor_fence)
+    relist(mob, undo, member, record.seq)
+
+
+def confirmed(mob: Mob, undo: Undo, record: Record, event: e.ExecutorConfirmed) -> None:
+    """Evolve: the agent serves the member."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    member.executor = Executor(event.attachment_id, event.executor_fence, True)
+    member.state = TABLE[member.state, "confirm"]
+    relist(mob, undo, member, record.seq)
+
+
+def unassigned(mob: Mob, undo: Undo, record: Record, event: e.ExecutorReleased | e.ExecutorLost) -> None:
+    """Evolve: the member has no agent."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    unlist(mob, undo, member)
+    member.executor = None
+    member.state = TABLE[member.state, "release"]
+    undo.drop(mob.attachments[event.attachment_id].members, member.member_id)
+    relist(mob, undo, member, record.seq)

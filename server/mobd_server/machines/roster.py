@@ -1,0 +1,105 @@
+"""Who belongs to a mob: spawning members."""
+
+from typing import Final
+
+from mobd_server.errors import MemberExists, MobFull, ProfileNotFound
+from mobd_server.machines import commands as c
+from mobd_server.machines import events as e
+from mobd_server.machines.admission import require_admitted
+from mobd_server.machines.answers import Again, EnsuredMember, MemberView, SpawnedMembers, SpawnRefusal
+from mobd_server.machines.draft import Draft
+from mobd_server.machines.member import TABLE
+from mobd_server.machines.placement import place
+from mobd_server.machines.records import Record, SessionRow
+from mobd_server.machines.state import Member, Mob
+from mobd_server.machines.undo import Undo
+from mobd_server.machines.views import view_member
+
+MEMBERS: Final = 10_000
+# The most that one request spawns; a decision always keeps room for as many.
+MEMBERS_AT_ONCE: Final = 1_000
+# The digest of a transcript without messages: SHA-256 of "[]".
+EMPTY_DIGEST: Final = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
+
+
+def spawn_member(d: Draft, command: c.SpawnMember) -> MemberView:
+    """Spawn one member and give it to an agent if one has room."""
+    require_admitted(d.mob, c.SpawnMember)
+    return view_member(d.mob, _spawn(d, command.spec))
+
+
+def spawn_members(d: Draft, command: c.SpawnMembers) -> SpawnedMembers:
+    """Spawn in order, each for itself."""
+    require_admitted(d.mob, c.SpawnMembers)
+    results: list[MemberView | SpawnRefusal] = []
+    for spec in command.specs:
+        try:
+            results.append(view_member(d.mob, _spawn(d, spec)))
+        except (MemberExists, ProfileNotFound, MobFull) as refused:
+            results.append(SpawnRefusal(refused.reason, refused.message))
+    return SpawnedMembers(results)
+
+
+def ensure_member(d: Draft, command: c.EnsureMember) -> EnsuredMember:
+    """Spawn unless a member of that name and role is there."""
+    require_admitted(d.mob, c.EnsureMember)
+    member = d.mob.members.get(command.spec.member_id)
+    if member is not None and member.role == command.spec.role:
+        return EnsuredMember(view_member(d.mob, member), False)
+    return EnsuredMember(view_member(d.mob, _spawn(d, command.spec)), True)
+
+
+def _spawn(d: Draft, spec: c.MemberSpec) -> Member:
+    mob = d.mob
+    there = mob.members.get(spec.member_id)
+    if there is not None:
+        raise MemberExists(
+            f"mob '{mob.mob_id}' has a member '{spec.member_id}' of role '{there.role}' already",
+            {"mob_id": mob.mob_id, "member_id": spec.member_id, "role": there.role},
+        )
+    if spec.role not in mob.definition.profiles:
+        roles = ", ".join(sorted(mob.definition.profiles))
+        raise ProfileNotFound(
+            f"the definition of mob '{mob.mob_id}' has no role '{spec.role}': it has {roles}",
+            {"mob_id": mob.mob_id, "role": spec.role, "roles": roles},
+        )
+    if len(mob.members) >= MEMBERS:
+        raise MobFull(f"a mob has at most {MEMBERS} members", {"mob_id": mob.mob_id})
+    session_id = d.context.ids.new("ses")
+    d.emit(
+        e.MemberSpawned(spec.member_id, spec.role, 0, mob.fences + 1, session_id, spec.labels or None, spec.context),
+        spec.member_id,
+    )
+    d.sessions.append(SessionRow(session_id, spec.member_id, 0, EMPTY_DIGEST))
+    member = mob.members[spec.member_id]
+    if d.room > MEMBERS_AT_ONCE:
+        place(d, member)
+    else:
+        # What is left of this decision is for the spawns of a large request; agents come with the next.
+        d.react(Again())
+    return member
+
+
+def spawned(mob: Mob, undo: Undo, record: Record, event: e.MemberSpawned) -> None:
+    """Evolve: the member is there."""
+    if event.member_id in mob.members:
+        raise ValueError(f"member {event.member_id} was spawned twice")
+    undo.touch(mob)
+    mob.fences = event.fence_token
+    undo.put(
+        mob.members,
+        event.member_id,
+        Member(
+            member_id=event.member_id,
+            role=event.role,
+            generation=event.generation,
+            fence_token=event.fence_token,
+            session_id=event.session_id,
+            created_at=record.at,
+            state=TABLE["initializing", "spawn"],
+            labels=event.labels,
+            context=event.context,
+            digest=EMPTY_DIGEST,
+            active_seq=record.seq,
+        ),
+    )
