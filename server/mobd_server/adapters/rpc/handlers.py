@@ -1,0 +1,171 @@
+"""Registers every method of a service, each once, through one wrapper.
+
+The wrapper decodes, validates, and turns errors into statuses; a servicer method is left with: convert, ask, convert.
+It is applied at registration because an interceptor costs each call more than all of this does. Requests reach the
+wrapper as bytes: a deserialiser that fails inside gRPC would answer UNKNOWN. Answers may be bytes already.
+"""
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from hashlib import sha256
+from typing import Any, Final, NoReturn, cast
+from uuid import uuid4
+
+import grpc
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from mobd_server.actors.links import Call
+from mobd_server.adapters.rpc import status
+from mobd_server.adapters.rpc.validate import checker
+from mobd_server.errors import FieldInvalid, Internal, MobdError, Undecodable
+
+Answer = Message | bytes
+Unary = Callable[[Any, Call], Awaitable[Answer]]
+ServerStream = Callable[[Any, Call], AsyncIterator[Answer]]
+BothStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Answer]]
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+PRINCIPAL: Final = "anonymous"
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+_log = structlog.get_logger("mobd.rpc")
+
+
+def method_name(name: str) -> str:
+    """Return what a servicer calls a method of the protocol: GetMob is get_mob."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def service_handler(service: ServiceDescriptor, servicers: Sequence[object]) -> grpc.GenericRpcHandler:
+    """Return the handler of a whole service; each of its methods must be on exactly one of `servicers`."""
+    handlers = {}
+    for method in service.methods:
+        found = [getattr(one, method_name(method.name)) for one in servicers if hasattr(one, method_name(method.name))]
+        if len(found) != 1:
+            message = f"{service.full_name}.{method.name} has {len(found)} servicers instead of one"
+            raise TypeError(message)
+        handlers[method.name] = _handler(service.full_name, method, found[0])
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _handler(service: str, method: MethodDescriptor, behaviour: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
+    path = f"/{service}/{method.name}"
+    door = Door(path, method)
+    if method.client_streaming:
+        return grpc.stream_stream_rpc_method_handler(_both_stream(door, behaviour))
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(_server_stream(door, behaviour))
+    return grpc.unary_unary_rpc_method_handler(_unary(door, behaviour))
+
+
+class Door:
+    """What one method does with a request before its servicer sees it."""
+
+    def __init__(self, path: str, method: MethodDescriptor) -> None:
+        self.path = path
+        self._type = method.input_type.full_name
+        self._decode = GetMessageClass(method.input_type).FromString
+        self._check = checker(method.input_type)
+        self._has_request_id = "request_id" in method.input_type.fields_by_name
+
+    def request(self, raw: bytes) -> Any:
+        """Return the request in `raw`, decoded and valid."""
+        try:
+            request = self._decode(raw)
+        except DecodeError:
+            raise Undecodable(f"the request of {self.path} is not a {self._type}") from None
+        violations = self._check(request)
+        if violations is not None:
+            raise FieldInvalid(violations)
+        return request
+
+    def call(self, context: Context) -> Call:
+        """Return who calls, and within which trace."""
+        for key, value in context.invocation_metadata() or ():
+            if key == "traceparent" and isinstance(value, str) and _TRACEPARENT(value):
+                return Call(PRINCIPAL, value)
+        return Call(PRINCIPAL)
+
+    def unary_call(self, request: Any, context: Context) -> Call:
+        """Return the call of one request, with the caller's key for it if there is one."""
+        call = self.call(context)
+        if self._has_request_id and request.request_id:
+            call.request_id = request.request_id
+            call.request_hash = self._hash(request)
+        return call
+
+    def _hash(self, request: Any) -> str:
+        bare = type(request)()
+        bare.CopyFrom(request)
+        bare.ClearField("request_id")
+        return sha256(self.path.encode() + b"\0" + bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def handle(raw: bytes, context: Context) -> bytes:
+        try:
+            request = door.request(raw)
+            answer = await behaviour(request, door.unary_call(request, context))
+            return answer if isinstance(answer, bytes) else answer.SerializeToString()
+        except MobdError as error:
+            failure = error
+        except Exception as bug:  # noqa: BLE001 whatever it is, the caller learns an error id and nothing else
+            failure = _internal(door.path, bug)
+        return await refuse(context, failure)
+
+    return handle
+
+
+def _server_stream(door: Door, behaviour: ServerStream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+    async def handle(raw: bytes, context: Context) -> AsyncIterator[bytes]:
+        try:
+            request = door.request(raw)
+            async with aclosing(cast("Any", behaviour(request, door.unary_call(request, context)))) as answers:
+                async for answer in answers:
+                    yield answer if isinstance(answer, bytes) else answer.SerializeToString()
+            return
+        except MobdError as error:
+            failure = error
+        except Exception as bug:  # noqa: BLE001 as above
+            failure = _internal(door.path, bug)
+        await refuse(context, failure)
+
+    return handle
+
+
+def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[bytes], Context], AsyncIterator[bytes]]:
+    async def handle(raws: AsyncIterable[bytes], context: Context) -> AsyncIterator[bytes]:
+        async def requests() -> AsyncIterator[Any]:
+            async for raw in raws:
+                yield door.request(raw)
+
+        try:
+            async with aclosing(cast("Any", behaviour(requests(), door.call(context)))) as answers:
+                async for answer in answers:
+                    yield answer if isinstance(answer, bytes) else answer.SerializeToString()
+            return
+        except MobdError as error:
+            failure = error
+        except Exception as bug:  # noqa: BLE001 as above
+            failure = _internal(door.path, bug)
+        await refuse(context, failure)
+
+    return handle
+
+
+def _internal(path: str, bug: Exception) -> Internal:
+    error_id = uuid4().hex
+    _log.error("bug", method=path, error_id=error_id, exc_info=bug)
+    return Internal(f"internal error {error_id}; the server's log has more", {"error_id": error_id})
+
+
+async def refuse(context: Context, error: MobdError) -> NoReturn:
+    """End the call with the status of `error`."""
+    await context.abort(
+        status.code_of(error), status.message_of(error), ((status.DETAILS_KEY, status.details_of(error)),)
+    )
+    raise AssertionError
