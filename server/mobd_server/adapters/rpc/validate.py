@@ -15,9 +15,9 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from mobd.v1 import validate_pb2
-from mobd_server.adapters.rpc import json_text
 from mobd_server.errors import Violation
 from mobd_server.ids import ID_PATTERN, RESERVED_PREFIX
+from mobd_server.services import json_text
 
 Found = list[Violation] | None
 Check = Callable[[Any], Found]

@@ -1,0 +1,125 @@
+"""Between protobuf and the domain: what several services speak of."""
+
+from typing import Final
+
+import msgspec
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import Raw, Struct
+
+from mobd.v1 import agents_pb2, common_pb2, runs_pb2
+from mobd_server.machines.state import Definition, MemberState, Serve, Usage
+
+MEMBER_STATES: Final[dict[MemberState, common_pb2.MemberState.ValueType]] = {
+    "initializing": common_pb2.MEMBER_STATE_INITIALIZING,
+    "idle": common_pb2.MEMBER_STATE_IDLE,
+    "attached": common_pb2.MEMBER_STATE_ATTACHED,
+    "running": common_pb2.MEMBER_STATE_RUNNING,
+    "retired": common_pb2.MEMBER_STATE_RETIRED,
+    "stopped": common_pb2.MEMBER_STATE_STOPPED,
+    "destroyed": common_pb2.MEMBER_STATE_DESTROYED,
+}
+MEMBER_STATE_NAMES: Final[dict[int, MemberState]] = {number: name for name, number in MEMBER_STATES.items()}
+
+_JSON_SPACE: Final = " \t\r\n"
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _ImageBlock(Struct, gc=False):
+    media_type: str
+    data: bytes
+
+
+class _Block(Struct, gc=False):
+    text: str | None = None
+    json: Raw = Raw()
+    image: _ImageBlock | None = None
+
+
+_decode_blocks: Final = msgspec.json.Decoder(list[_Block]).decode
+
+
+def content_from(content: common_pb2.Content) -> Raw:
+    """Return content as canonical JSON. A JSON block stays as it was written, but for the space around it."""
+    blocks = content.blocks
+    if len(blocks) == 1:
+        return Raw(_encode([_block_from(blocks[0])]))
+    return Raw(_encode([_block_from(block) for block in blocks]))
+
+
+def _block_from(block: common_pb2.Block) -> dict[str, object]:
+    kind = block.WhichOneof("block")
+    if kind == "text":
+        return {"text": block.text}
+    if kind == "value_json":
+        return {"json": json_from(block.value_json)}
+    return {"image": {"media_type": block.image.media_type, "data": block.image.data}}
+
+
+def content_to(content: Raw) -> common_pb2.Content:
+    """Return content as callers see it."""
+    return common_pb2.Content(blocks=[_block_to(block) for block in _decode_blocks(content)])
+
+
+def _block_to(block: _Block) -> common_pb2.Block:
+    if block.text is not None:
+        return common_pb2.Block(text=block.text)
+    if block.image is not None:
+        return common_pb2.Block(image=common_pb2.Image(media_type=block.image.media_type, data=block.image.data))
+    return common_pb2.Block(value_json=json_to(block.json))
+
+
+def json_from(text: str) -> Raw:
+    """Return a JSON text that was checked at the door."""
+    return Raw(text.strip(_JSON_SPACE).encode())
+
+
+def json_to(raw: Raw | None) -> str:
+    """Return JSON as text, empty if there is none."""
+    return bytes(raw).decode() if raw is not None else ""
+
+
+def time_to(at: int) -> Timestamp | None:
+    """Return a time (µs since 1970) as callers see it; 0 is no time."""
+    if not at:
+        return None
+    return Timestamp(seconds=at // 1_000_000, nanos=at % 1_000_000 * 1_000)
+
+
+def time_from(time: Timestamp) -> int:
+    """Return a time as µs since 1970, not earlier than what was meant."""
+    return time.seconds * 1_000_000 + -(-time.nanos // 1_000)
+
+
+def duration_to(milliseconds: int) -> Duration:
+    """Return a duration as callers see it."""
+    return Duration(seconds=milliseconds // 1_000, nanos=milliseconds % 1_000 * 1_000_000)
+
+
+def serve_to(serve: Serve) -> agents_pb2.Serve:
+    """Return an agent's standing interest as callers see it."""
+    if serve.member_id is not None:
+        return agents_pb2.Serve(member_id=serve.member_id)
+    return agents_pb2.Serve(role=serve.role or "")
+
+
+def usage_to(usage: Usage | None) -> runs_pb2.Usage | None:
+    """Return what a run used as callers see it."""
+    if usage is None:
+        return None
+    return runs_pb2.Usage(
+        input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, detail_json=json_to(usage.detail)
+    )
+
+
+def usage_from(usage: runs_pb2.Usage) -> Usage:
+    """Return what an agent said that a run used."""
+    # A detail that was not given must stay the default object: an empty Raw of our own would be encoded as nothing.
+    if not usage.detail_json:
+        return Usage(usage.input_tokens, usage.output_tokens)
+    return Usage(usage.input_tokens, usage.output_tokens, json_from(usage.detail_json))
+
+
+def definition_to(definition: Definition) -> str:
+    """Return a definition as it is stored: canonical JSON."""
+    return msgspec.json.encode(definition, order="deterministic").decode()

@@ -1,0 +1,171 @@
+"""Events as their readers get them: each is serialised once, for all readers."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from mobd.v1 import events_pb2, runs_pb2
+from mobd_server.adapters.rpc.convert import content_to, definition_to, json_to, serve_to, time_to, usage_to
+from mobd_server.machines import events as e
+from mobd_server.machines.records import Record
+
+RUN_STATES: Final[dict[str, runs_pb2.RunState.ValueType]] = {
+    "running": runs_pb2.RUN_STATE_RUNNING,
+    "committed": runs_pb2.RUN_STATE_COMMITTED,
+    "failed": runs_pb2.RUN_STATE_FAILED,
+    "lost": runs_pb2.RUN_STATE_LOST,
+    "released": runs_pb2.RUN_STATE_RELEASED,
+    "abandoned": runs_pb2.RUN_STATE_ABANDONED,
+}
+RUN_STATE_NAMES: Final[dict[int, str]] = {number: name for name, number in RUN_STATES.items()}
+BOUNDARY: Final = "run_start"
+
+
+def wire(record: Record) -> bytes:
+    """Return a serialised mobd.v1.Event, made at the first call and kept with the record."""
+    if record.wire is None:
+        record.wire = event_to(record).SerializeToString()
+    return record.wire
+
+
+def event_to(record: Record) -> events_pb2.Event:
+    """Return an event as its readers get it."""
+    event = events_pb2.Event(
+        seq=record.seq,
+        time=Timestamp(seconds=record.at // 1_000_000, nanos=record.at % 1_000_000 * 1_000),
+        kind=record.kind,
+        member_id=record.member_id or "",
+        run_id=record.run_id or "",
+        request_id=record.request_id or "",
+        principal=record.principal,
+        traceparent=record.traceparent or "",
+    )
+    fill = _PAYLOADS.get(type(record.event))
+    if fill is not None:
+        fill(event, record.event)
+    return event
+
+
+def receipt_to(canonical_input_ids: list[str], message_count: int, digest: str) -> runs_pb2.Receipt:
+    """Return the proof that a run was applied."""
+    return runs_pb2.Receipt(
+        boundary=BOUNDARY,
+        contributing_input_ids=canonical_input_ids,
+        message_count=message_count,
+        conversation_digest=digest,
+    )
+
+
+def _mob_created(to: events_pb2.Event, event: e.MobCreated) -> None:
+    to.mob_created.definition_json = definition_to(event.definition)
+    to.mob_created.labels.update(event.labels)
+    to.mob_created.log_id = event.log_id
+
+
+def _mob_destroyed(to: events_pb2.Event, event: e.MobDestroyed) -> None:
+    to.mob_destroyed.members = event.members
+    to.mob_destroyed.inputs_abandoned = event.inputs_abandoned
+    to.mob_destroyed.SetInParent()
+
+
+def _member_spawned(to: events_pb2.Event, event: e.MemberSpawned) -> None:
+    spawned = to.member_spawned
+    spawned.role = event.role
+    spawned.generation = event.generation
+    spawned.fence_token = event.fence_token
+    spawned.labels.update(event.labels or {})
+    spawned.context_json = json_to(event.context)
+    spawned.session_id = event.session_id
+
+
+def _member_destroyed(to: events_pb2.Event, event: e.MemberDestroyed) -> None:
+    to.member_destroyed.inputs_abandoned = event.inputs_abandoned
+    to.member_destroyed.SetInParent()
+
+
+def _attachment_opened(to: events_pb2.Event, event: e.AttachmentOpened) -> None:
+    opened = to.attachment_opened
+    opened.attachment_id = event.attachment_id
+    opened.host_id = event.host_id
+    opened.incarnation = event.incarnation
+    opened.capacity = event.capacity
+    opened.max_members = event.max_members
+    opened.serves.extend(serve_to(serve) for serve in event.serves)
+
+
+def _attachment_closed(to: events_pb2.Event, event: e.AttachmentClosed) -> None:
+    to.attachment_closed.attachment_id = event.attachment_id
+    to.attachment_closed.reason = event.reason
+
+
+def _executor(
+    to: events_pb2.Event, event: e.ExecutorAssigned | e.ExecutorConfirmed | e.ExecutorReleased | e.ExecutorLost
+) -> None:
+    to.executor.attachment_id = event.attachment_id
+    to.executor.executor_fence = event.executor_fence
+    if isinstance(event, e.ExecutorReleased | e.ExecutorLost):
+        to.executor.reason = event.reason
+
+
+def _input_accepted(to: events_pb2.Event, event: e.InputAccepted) -> None:
+    accepted = to.input_accepted
+    accepted.input_id = event.input_id
+    accepted.canonical_input_id = event.canonical_input_id
+    accepted.content.CopyFrom(content_to(event.content))
+    accepted.sender = event.sender
+
+
+def _input_abandoned(to: events_pb2.Event, event: e.InputAbandoned) -> None:
+    to.input_abandoned.canonical_input_ids.extend(event.canonical_input_ids)
+    to.input_abandoned.reason = event.reason
+
+
+def _run_started(to: events_pb2.Event, event: e.RunStarted) -> None:
+    started = to.run_started
+    started.canonical_input_ids.extend(event.canonical_input_ids)
+    started.attempts.extend(event.attempts)
+    started.executor_fence = event.executor_fence
+    started.attachment_id = event.attachment_id
+
+
+def _run_resent(to: events_pb2.Event, event: e.RunResent) -> None:
+    to.run_resent.count = event.count
+
+
+def _run_settled(to: events_pb2.Event, event: e.RunSettled) -> None:
+    ended = to.run_settled
+    ended.state = RUN_STATES[event.state]
+    for outcome in event.outcomes:
+        ended.outcomes.add(
+            canonical_input_id=outcome.canonical_input_id, outcome=outcome.outcome, reason=outcome.reason
+        )
+    ended.output_json = json_to(event.output)
+    ended.error = event.error
+    if (usage := usage_to(event.usage)) is not None:
+        ended.usage.CopyFrom(usage)
+    if event.state == "committed":
+        inputs = [outcome.canonical_input_id for outcome in event.outcomes]
+        ended.receipt.CopyFrom(receipt_to(inputs, event.message_count, event.digest))
+    if (retry := time_to(event.retry_at)) is not None:
+        ended.retry_time.CopyFrom(retry)
+
+
+# Events that are not here say everything in their kind.
+_PAYLOADS: Final[dict[type[e.Event], Callable[[events_pb2.Event, Any], None]]] = {
+    e.MobCreated: _mob_created,
+    e.MobDestroyed: _mob_destroyed,
+    e.MemberSpawned: _member_spawned,
+    e.MemberDestroyed: _member_destroyed,
+    e.AttachmentOpened: _attachment_opened,
+    e.AttachmentClosed: _attachment_closed,
+    e.ExecutorAssigned: _executor,
+    e.ExecutorConfirmed: _executor,
+    e.ExecutorReleased: _executor,
+    e.ExecutorLost: _executor,
+    e.InputAccepted: _input_accepted,
+    e.InputAbandoned: _input_abandoned,
+    e.RunStarted: _run_started,
+    e.RunResent: _run_resent,
+    e.RunSettled: _run_settled,
+}
