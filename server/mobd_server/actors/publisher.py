@@ -1,0 +1,95 @@
+"""What was published of every mob. It belongs to the registry and outlives the actors.
+
+A mob's feed begins at the head of its first load in this process, so a reader of a mob that was never loaded has
+nothing to wait for: load it first.
+"""
+
+from collections.abc import Callable
+
+from mobd_server.actors.feed import Feed, Subscription
+from mobd_server.actors.watch import MOB_KEY, Watch, input_key, member_key
+from mobd_server.errors import Draining, LogChanged, MobdError
+from mobd_server.ports import Clock, Store
+
+
+def _draining() -> MobdError:
+    return Draining("the server shuts down: go on from the cursor with another")
+
+
+class Publisher:
+    """The feeds of all mobs that were ever loaded in this process."""
+
+    __slots__ = ("_clock", "_closed", "_feeds", "_store")
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._feeds: dict[str, Feed] = {}
+        self._closed = False
+
+    def open(self, mob_id: str, log_id: str, first_seq: int, head: int) -> Feed:
+        """Return the mob's feed, made now if this is its first load; `head` is where its log stands."""
+        feed = self._feeds.get(mob_id)
+        if feed is not None and (feed.log_id != log_id or feed.head > head):
+            # Another log has taken its place: those who read the old one must know.
+            feed.end(
+                lambda: LogChanged(f"mob '{mob_id}' now has log {log_id}, which ends at {head}", {"log_id": log_id})
+            )
+            feed = None
+        if feed is None:
+            feed = self._feeds[mob_id] = Feed(mob_id, log_id, first_seq, head)
+        return feed
+
+    def feed(self, mob_id: str) -> Feed | None:
+        """Return the mob's feed, if it was ever loaded."""
+        return self._feeds.get(mob_id)
+
+    def watched(self, mob_id: str) -> bool:
+        """Whether anybody follows the mob or waits for it."""
+        feed = self._feeds.get(mob_id)
+        return feed is not None and feed.watched
+
+    def subscribe(self, mob_id: str, after: int, log_id: str | None = None) -> Subscription:
+        """Follow a mob that was loaded, from the events after the cursor `after` on.
+
+        Raises LogChanged, CursorAhead and CursorTooOld.
+        """
+        feed = self._feeds[mob_id]
+        feed.check_cursor(after, log_id)
+        subscription = Subscription(feed, self._store, self._clock, after)
+        if self._closed:
+            subscription.end(_draining())
+        return subscription
+
+    def watch(self, mob_id: str, member_id: str | None = None, canonical_input_id: str | None = None) -> Watch:
+        """Wait for changes of a mob that was loaded: of the mob itself, of one member, of one of its inputs.
+
+        Open the watch before the state is read for the first time, and close it at the end.
+        """
+        feed = self._feeds[mob_id]
+        keys = [MOB_KEY]
+        if member_id is not None:
+            keys.append(member_key(member_id))
+        if canonical_input_id is not None:
+            keys.append(input_key(canonical_input_id))
+        watch = Watch(feed.watches, self._clock, tuple(keys))
+        feed.watches.add(watch)
+        if self._closed:
+            watch.end(_draining())
+        return watch
+
+    def fail(self, mob_id: str, make_error: Callable[[], MobdError]) -> None:
+        """End all subscriptions and watches of a mob that can't be loaded."""
+        feed = self._feeds.get(mob_id)
+        if feed is not None:
+            feed.end(make_error)
+
+    def forget(self, mob_id: str) -> None:
+        """Forget a mob that does not exist."""
+        self._feeds.pop(mob_id, None)
+
+    def close(self) -> None:
+        """End all subscriptions and watches, also those to come, with Draining."""
+        self._closed = True
+        for feed in self._feeds.values():
+            feed.end(_draining)

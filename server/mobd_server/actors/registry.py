@@ -1,0 +1,268 @@
+"""The mobs that are in memory: at most one incarnation of each, read from the log at the first touch.
+
+An incarnation that failed is thrown away. If its mob owes something to agents, clocks or watchers it is read again by
+itself, else at the next touch. One mob that can't be read never keeps another from it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+from mobd_server.actors.actor import Links, MobActor, resolve
+from mobd_server.actors.journal import Journal
+from mobd_server.actors.links import Call, Hub, Reply
+from mobd_server.actors.loading import take_over
+from mobd_server.actors.loss import internal
+from mobd_server.actors.publisher import Publisher
+from mobd_server.errors import (
+    Draining,
+    JournalDown,
+    MobdError,
+    MobExists,
+    MobFormatNewer,
+    MobNotFound,
+    MobQuarantined,
+)
+from mobd_server.machines.commands import CreateMob
+from mobd_server.machines.decision import new_mob, wake_at
+from mobd_server.ports import Clock, IdsFactory, Store, Timer
+
+log: Final = logging.getLogger(__name__)
+
+# How many mobs are read at once by themselves; those that are asked for don't wait for one another.
+RELOADS: Final = 8
+# Reloads begin within this time, and after an outage of the store at this distance.
+SPREAD_S: Final = 0.1
+STAGGER_S: Final = 0.01
+BACKOFF_S: Final = 1.0
+MAX_BACKOFF_S: Final = 30.0
+
+
+class Registry:
+    """Loads, creates and evicts mobs."""
+
+    def __init__(
+        self,
+        store: Store,
+        journal: Journal,
+        publisher: Publisher,
+        hub: Hub,
+        clock: Clock,
+        ids_factory: IdsFactory,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._publisher = publisher
+        self._hub = hub
+        self._clock = clock
+        self._ids_factory = ids_factory
+        self._ids = ids_factory(0)
+        self._jitter = jitter
+        self._links = Links(journal, store, hub, clock, asyncio.get_running_loop(), self._spawn, self.evict)
+        self._actors: dict[str, MobActor] = {}
+        self._loading: dict[str, asyncio.Task[MobActor]] = {}
+        # Mobs to be read by themselves, with the timer that begins it; None while the journal is down.
+        self._owed: dict[str, Timer | None] = {}
+        # How often in a row a mob failed without getting anywhere.
+        self._failures: dict[str, int] = {}
+        self._reloads = asyncio.Semaphore(RELOADS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Mobs that this process can't load, and why.
+        self.quarantined: dict[str, MobQuarantined] = {}
+        self.newer: dict[str, MobFormatNewer] = {}
+        self.draining = False
+        journal.on_change(self._journal_changed)
+
+    @property
+    def loaded(self) -> int:
+        """How many mobs are in memory."""
+        return len(self._actors)
+
+    def get(self, mob_id: str) -> MobActor | None:
+        """Return the mob if it is in memory."""
+        return self._actors.get(mob_id)
+
+    async def load(self, mob_id: str) -> MobActor:
+        """Return the mob, read from its log if it is not in memory. To cancel this does not cancel the reading.
+
+        Raises MobNotFound, MobQuarantined, MobFormatNewer and Unavailable.
+        """
+        actor = self._actors.get(mob_id)
+        if actor is not None:
+            return actor
+        loading = self._loading.get(mob_id)
+        if loading is None:
+            self._check(mob_id)
+            loading = self._links.loop.create_task(self._load(mob_id))
+            # Nobody may be left to take its error.
+            loading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._loading[mob_id] = loading
+        return await asyncio.shield(loading)
+
+    async def create(self, mob_id: str, command: CreateMob, call: Call) -> Reply:
+        """Create a mob, unless it exists: of two creators the store's fence lets one win.
+
+        Raises MobExists, and what `load` and `MobActor.ask` raise.
+        """
+        while (actor := self._actors.get(mob_id)) is None:
+            try:
+                actor = await self.load(mob_id)
+            except MobNotFound:
+                # While this waited, another may have begun to load or to create it.
+                if mob_id not in self._actors and mob_id not in self._loading:
+                    return await self._create(mob_id, command, call)
+            else:
+                break
+        return await actor.ask(command, call)
+
+    async def recover(self) -> None:
+        """Read the mobs that owe something: those that are due before this returns, the others in their time."""
+        due = []
+        now = self._clock.now()
+        for mob_id, at in await self._store.owing():
+            if at <= now:
+                due.append(mob_id)
+            else:
+                self._plan(mob_id, (at - now) / 1_000_000)
+        await asyncio.gather(*map(self._reload, due))
+
+    def evict(self, actor: MobActor) -> None:
+        """Throw an incarnation away; harmless if it is gone already."""
+        actor.abandon()
+        mob_id = actor.mob_id
+        if self._actors.get(mob_id) is not actor:
+            return
+        del self._actors[mob_id]
+        self._hub.evicted(mob_id)
+        watched = self._publisher.watched(mob_id)
+        if not actor.confirmed and not watched:
+            # It was never created.
+            self._publisher.forget(mob_id)
+        if actor.confirmed > actor.loaded_head:
+            self._failures.pop(mob_id, None)
+        log.warning("mob_evicted", extra={"mob_id": mob_id, "epoch": actor.epoch, "head": actor.confirmed})
+        if watched or actor.owes:
+            self._plan_again(mob_id)
+
+    async def drain(self) -> None:
+        """End all subscriptions and watches, load nothing more, and return when all that was decided is durable."""
+        self.draining = True
+        self._publisher.close()
+        for timer in self._owed.values():
+            if timer is not None:
+                timer.cancel()
+        self._owed.clear()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        await self._journal.drain()
+        await asyncio.gather(*self._tasks)
+        for actor in self._actors.values():
+            actor.abandon()
+
+    def _check(self, mob_id: str) -> None:
+        if self.draining:
+            raise Draining("the server shuts down")
+        refusal = self.quarantined.get(mob_id) or self.newer.get(mob_id) or self._journal.refusal_while_down()
+        if refusal is not None:
+            raise refusal
+
+    async def _load(self, mob_id: str) -> MobActor:
+        try:
+            mob, epoch, feed = await take_over(self._store, self._publisher, mob_id)
+            actor = MobActor(mob, epoch, feed, self._ids_factory(epoch), self._links)
+            self._actors[mob_id] = actor
+        except MobdError as refused:
+            self._refuse(mob_id, refused)
+            raise
+        except Exception:
+            error = internal(self._ids)
+            log.exception("load_failed", extra={"mob_id": mob_id, **error.details})
+            raise error from None
+        finally:
+            del self._loading[mob_id]
+        timer = self._owed.pop(mob_id, None)
+        if timer is not None:
+            timer.cancel()
+        self._hub.loaded(actor)
+        actor.begin(wake_at(mob))
+        return actor
+
+    def _refuse(self, mob_id: str, error: MobdError) -> None:
+        """Remember why a mob can't be loaded, and tell those who wait for it, unless it is worth another try."""
+        if isinstance(error, MobQuarantined):
+            self.quarantined[mob_id] = error
+            log.error("mob_quarantined", extra={"mob_id": mob_id, "error": error.message})
+        elif isinstance(error, MobFormatNewer):
+            # To try again would take the mob from a server that can read it.
+            self.newer[mob_id] = error
+            log.error("mob_format_newer", extra={"mob_id": mob_id, "error": error.message})
+        elif not isinstance(error, MobNotFound):
+            return
+        self._publisher.fail(mob_id, lambda: type(error)(error.message, error.details))
+        if isinstance(error, MobNotFound):
+            self._publisher.forget(mob_id)
+
+    async def _create(self, mob_id: str, command: CreateMob, call: Call) -> Reply:
+        feed = self._publisher.open(mob_id, command.log_id, 1, 0)
+        actor = MobActor(new_mob(mob_id), 1, feed, self._ids_factory(1), self._links)
+        future: asyncio.Future[Reply] = self._links.loop.create_future()
+        actor.submit(command, call, partial(resolve, future))
+        if actor.mob.head:
+            # From now on it is there for others, whose answers wait for its creation to be durable.
+            self._actors[mob_id] = actor
+        else:
+            self._publisher.forget(mob_id)
+        reply = await future
+        if reply.error is None:
+            return reply
+        if isinstance(reply.error, MobExists):
+            # Another process was first, or this very request was, and nobody learnt of it: then it is repeated.
+            return await (await self.load(mob_id)).ask(command, call)
+        raise reply.error
+
+    def _journal_changed(self, down: bool) -> None:
+        if not down:
+            parked = [mob_id for mob_id, timer in self._owed.items() if timer is None]
+            for place, mob_id in enumerate(parked):
+                self._plan(mob_id, place * STAGGER_S + self._jitter() * SPREAD_S)
+
+    def _plan_again(self, mob_id: str) -> None:
+        """Plan to read a mob whose incarnation or reading failed."""
+        failures = self._failures.get(mob_id, 0)
+        self._failures[mob_id] = failures + 1
+        if failures == 0:
+            self._plan(mob_id, self._jitter() * SPREAD_S)
+        else:
+            backoff = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (failures - 1))
+            self._plan(mob_id, backoff * (1 + self._jitter()) / 2)
+
+    def _plan(self, mob_id: str, delay_s: float) -> None:
+        if not self.draining:
+            self._owed[mob_id] = self._clock.call_later(delay_s, partial(self._begin_reload, mob_id))
+
+    def _begin_reload(self, mob_id: str) -> None:
+        if self._journal.down:
+            self._owed[mob_id] = None
+        else:
+            self._owed.pop(mob_id, None)
+            self._spawn(self._reload(mob_id))
+
+    async def _reload(self, mob_id: str) -> None:
+        async with self._reloads:
+            try:
+                await self.load(mob_id)
+            except JournalDown:
+                self._owed[mob_id] = None
+            except (Draining, MobNotFound, MobQuarantined, MobFormatNewer):
+                # Nothing more can be done by itself.
+                return
+            except MobdError as error:
+                log.warning("reload_failed", extra={"mob_id": mob_id, "error": error.message})
+                self._plan_again(mob_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._links.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
