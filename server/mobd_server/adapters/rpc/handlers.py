@@ -5,6 +5,7 @@ It is applied at registration because an interceptor costs each call more than a
 wrapper as bytes: a deserialiser that fails inside gRPC would answer UNKNOWN. Answers may be bytes already.
 """
 
+import logging
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -13,7 +14,6 @@ from typing import Any, Final, NoReturn, cast
 from uuid import uuid4
 
 import grpc
-import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -32,7 +32,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 PRINCIPAL: Final = "anonymous"
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
-_log = structlog.get_logger("mobd.rpc")
+log: Final = logging.getLogger(__name__)
 
 
 def method_name(name: str) -> str:
@@ -159,7 +159,7 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
 
 def _internal(path: str, bug: Exception) -> Internal:
     error_id = uuid4().hex
-    _log.error("bug", method=path, error_id=error_id, exc_info=bug)
+    log.error("call_failed", extra={"method": path, "error_id": error_id}, exc_info=bug)
     return Internal(f"internal error {error_id}; the server's log has more", {"error_id": error_id})
 
 

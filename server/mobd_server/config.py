@@ -1,0 +1,172 @@
+"""Every setting of the server: where it comes from, its unit and its default.
+
+Settings come from the command line, then the environment (MOBD_LISTEN is `listen`), then files in /run/secrets
+(mobd_database_url), then a TOML file. A setting that mobd does not know is refused: it is a typing error.
+"""
+
+import os
+import re
+import socket
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+PREFIX: Final = "MOBD_"
+CONFIG_VARIABLE: Final = "MOBD_CONFIG"
+SECRETS: Final = Path("/run/secrets")
+# Read by clients and agents, which may share an environment with the server.
+CLIENT_VARIABLES: Final = frozenset({"MOBD_TARGET", "MOBD_HOST_ID", CONFIG_VARIABLE})
+# Set by Kubernetes in every container beside a service that is named mobd.
+_KUBERNETES: Final = re.compile(r"MOBD_(SERVICE_(HOST|PORT)|PORT)(_.*)?").fullmatch
+_SQLITE: Final = re.compile(r"sqlite:///.+").fullmatch
+_POSTGRESQL: Final = re.compile(r"postgres(ql)?(\+psycopg)?://.*").fullmatch
+
+
+class ConfigInvalid(Exception):
+    """Settings are wrong; the message is one line for each and says what would be right."""
+
+
+class Config(BaseSettings):
+    """The settings of one server."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    listen: str = Field("127.0.0.1:7780", description="Address and port for gRPC; port 0 takes any free one.")
+    data_dir: Path = Field(Path("mobd-data"), description="Directory of the SQLite database and the lock file.")
+    database_url: SecretStr | None = Field(
+        None, description="postgresql://user:password@host/name, or sqlite:///path; not set: SQLite in data_dir."
+    )
+    node: str = Field(default_factory=socket.gethostname, min_length=1, description="The name of this server.")
+    loop: Literal["asyncio", "uvloop", "auto"] = Field(
+        "asyncio", description="The event loop; auto takes uvloop if it is installed."
+    )
+
+    heartbeat_s: float = Field(10.0, gt=0, le=3600, description="How often agents send a heartbeat, in seconds.")
+    lease_s: float = Field(30.0, gt=0, le=3600, description="Silence after which an agent is suspended, in seconds.")
+    grace_s: float = Field(
+        60.0, gt=0, le=86_400, description="How long a suspended agent keeps its members and runs, in seconds."
+    )
+    accept_s: float = Field(
+        10.0, gt=0, le=3600, description="How long an agent may take to answer Assign and StartRun, in seconds."
+    )
+    hello_s: float = Field(5.0, gt=0, le=3600, description="How long an agent may take to say Hello, in seconds.")
+
+    journal_slots: int = Field(4096, ge=16, le=1 << 20, description="Decisions that may wait for their commit.")
+    drain_s: float = Field(20.0, ge=0, le=3600, description="How long calls may go on after SIGTERM, in seconds.")
+
+    keepalive_s: float = Field(30.0, ge=1, le=86_400, description="How often an idle connection is pinged, in seconds.")
+    keepalive_timeout_s: float = Field(
+        10.0, ge=1, le=3600, description="Silence after a ping that ends a connection, in seconds."
+    )
+    min_ping_interval_s: float = Field(
+        10.0, ge=0, le=3600, description="A client that pings an idle connection more often is cut off, in seconds."
+    )
+    max_connection_age_s: float = Field(
+        3600.0, ge=1, le=864_000, description="Age at which a connection is asked to end, in seconds."
+    )
+    max_connection_age_grace_s: float = Field(
+        600.0, ge=0, le=864_000, description="How long its calls may then go on, in seconds."
+    )
+    reflection: bool = Field(default=True, description="Whether clients may ask for the protocol's description.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least level that is logged."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How log lines look; auto is text on a terminal and JSON elsewhere."
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65_535:
+            raise ValueError("must be an address and a port such as 127.0.0.1:7780 or [::]:7780")
+        return value
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _a_known_store(cls, value: SecretStr | None) -> SecretStr | None:
+        url = value.get_secret_value() if value is not None else ""
+        if url and not _SQLITE(url) and not _POSTGRESQL(url):
+            raise ValueError("must begin with postgresql:// or sqlite:///")
+        return value if url else None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.lease_s <= self.heartbeat_s:
+            raise ValueError(f"lease_s ({self.lease_s:g}) must be greater than heartbeat_s ({self.heartbeat_s:g})")
+        return self
+
+    @property
+    def host(self) -> str:
+        """The address to listen on."""
+        return self.listen.rpartition(":")[0]
+
+    @property
+    def beyond_this_machine(self) -> bool:
+        """Whether others than this machine can reach the server."""
+        return self.host not in ("localhost", "[::1]") and not self.host.startswith("127.")
+
+
+def load(file: Path | None = None, **flags: Any) -> Config:
+    """Return the settings; flags that are None were not given. Raises ConfigInvalid."""
+    if file is None and os.environ.get(CONFIG_VARIABLE):
+        file = Path(os.environ[CONFIG_VARIABLE])
+    _refuse_unknown_variables()
+
+    class Loaded(Config):
+        model_config = SettingsConfigDict(secrets_dir=SECRETS if SECRETS.is_dir() else None)
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the signature is pydantic's
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            sources = [init_settings, env_settings]
+            if SECRETS.is_dir():
+                sources.append(file_secret_settings)
+            if file is not None:
+                sources.append(TomlConfigSettingsSource(settings_cls, file))
+            return tuple(sources)
+
+    try:
+        if file is not None:
+            # pydantic passes over a file that is not there.
+            file.read_bytes()
+        given = {name: value for name, value in flags.items() if value is not None}
+        return Loaded(**given)
+    except OSError as error:
+        raise ConfigInvalid(f"the settings file {file} can't be read: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid(f"the settings file {file} is not TOML: {error}") from None
+    except ValidationError as invalid:
+        raise ConfigInvalid("\n".join(_line(error) for error in invalid.errors(include_url=False))) from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + name.upper() for name in Config.model_fields} | CLIENT_VARIABLES
+    unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known and not _KUBERNETES(name)]
+    if unknown:
+        raise ConfigInvalid("\n".join(f"{name}: no such setting{_meant(name, known)}" for name in sorted(unknown)))
+
+
+def _line(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{name}: no such setting{_meant(name, set(Config.model_fields))}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name} (or {PREFIX}{name.upper()}): {message}" if name else message
+
+
+def _meant(name: str, known: set[str]) -> str:
+    near = get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else "; `mobd check-config` lists those that there are"
