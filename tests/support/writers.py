@@ -1,0 +1,74 @@
+"""Writers whose groups return when a test says so, with the fate that it names."""
+
+from collections.abc import Callable, Sequence
+
+from mobd_server.machines.records import Append
+from mobd_server.ports import Fate, Result, Writer
+
+Done = Callable[[list[Result]], None]
+
+
+class HeldWriter:
+    """Keeps each group until the test lets it go.
+
+    With a writer inside, `commit` passes the group on to it; without one it answers that all of it is durable.
+    """
+
+    def __init__(self, inner: Writer | None = None) -> None:
+        self._inner = inner
+        self._held: tuple[list[Append], Done] | None = None
+        self._probe: Callable[[bool], None] | None = None
+        # Every group that was ever handed over, and how it was.
+        self.groups: list[list[Append]] = []
+        self.open = False
+
+    def in_flight(self) -> int:
+        """Return how many appends are held."""
+        return 0 if self._held is None else len(self._held[0])
+
+    def probing(self) -> bool:
+        """Return whether the journal waits for the answer to a probe."""
+        return self._probe is not None
+
+    def submit(self, group: Sequence[Append], done: Done) -> None:
+        assert self._held is None, "two groups in flight"
+        self.groups.append(list(group))
+        self._held = (list(group), done)
+        if self.open:
+            self.commit()
+
+    def commit(self) -> None:
+        """Store the group that is held."""
+        group, done = self._take()
+        if self._inner is not None:
+            self._inner.submit(group, done)
+        else:
+            done([Result("committed") for _ in group])
+
+    def fail(self, *fates: Fate) -> None:
+        """Answer with these fates, the last one for all that follow; nothing of the group is stored."""
+        group, done = self._take()
+        done([Result(fates[min(place, len(fates) - 1)], "as the test said") for place in range(len(group))])
+
+    def lose_answer(self) -> None:
+        """Store the group, and answer that its outcome is unknown."""
+        assert self._inner is not None
+        group, done = self._take()
+        self._inner.submit(group, lambda _: done([Result("unknown", "as the test said") for _ in group]))
+
+    def probe(self, done: Callable[[bool], None]) -> None:
+        self._probe = done
+
+    def answer_probe(self, *, answers: bool) -> None:
+        assert self._probe is not None
+        done, self._probe = self._probe, None
+        done(answers)
+
+    def close(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+
+    def _take(self) -> tuple[list[Append], Done]:
+        assert self._held is not None, "no group in flight"
+        held, self._held = self._held, None
+        return held
