@@ -8,7 +8,7 @@ from typing import Literal
 
 from msgspec import Raw, Struct
 
-from mobd_server.machines.state import MemberState, Pending, Phase, Profile, Serve
+from mobd_server.machines.state import NOTHING, MemberState, Pending, Phase, Profile, Serve
 
 
 class Answer(Struct, gc=False, omit_defaults=True):
@@ -46,7 +46,7 @@ class MemberView(Answer, gc=False):
     digest: str
     created_at: int
     labels: dict[str, str] = {}
-    context: Raw | None = None
+    context: Raw = NOTHING
     attachment_id: str | None = None
     host_id: str = ""
     run_id: str | None = None

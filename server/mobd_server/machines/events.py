@@ -8,7 +8,7 @@ from typing import ClassVar, Final, Literal
 
 from msgspec import Raw, Struct
 
-from mobd_server.machines.state import Definition, Serve, Usage
+from mobd_server.machines.state import NOTHING, Definition, Serve, Usage
 
 Settled = Literal["committed", "failed", "lost", "released", "abandoned"]
 Ended = Literal["consumed", "requeued", "requeued_behind", "abandoned"]
@@ -60,7 +60,7 @@ class MemberSpawned(Event, frozen=True, gc=False):
     fence_token: int
     session_id: str
     labels: dict[str, str] | None = None
-    context: Raw | None = None
+    context: Raw = NOTHING
 
 
 class MemberDestroyed(Event, frozen=True, gc=False):
@@ -173,7 +173,7 @@ class RunSettled(Event, frozen=True, gc=False):
     run_id: str
     state: Settled
     outcomes: list[Outcome]
-    output: Raw | None = None
+    output: Raw = NOTHING
     usage: Usage | None = None
     error: str = ""
     message_count: int = 0

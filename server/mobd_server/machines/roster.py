@@ -11,7 +11,7 @@ from mobd_server.machines.draft import Draft
 from mobd_server.machines.member import TABLE
 from mobd_server.machines.placement import place
 from mobd_server.machines.records import Record, SessionRow
-from mobd_server.machines.state import Member, Mob
+from mobd_server.machines.state import NOTHING, Member, Mob
 from mobd_server.machines.undo import Undo
 from mobd_server.machines.views import view_member
 
@@ -66,8 +66,9 @@ def _spawn(d: Draft, spec: c.MemberSpec) -> Member:
     if len(mob.members) >= MEMBERS:
         raise MobFull(f"a mob has at most {MEMBERS} members", {"mob_id": mob.mob_id})
     session_id = d.context.ids.new("ses")
+    context = NOTHING if spec.context is None else spec.context
     d.emit(
-        e.MemberSpawned(spec.member_id, spec.role, 0, mob.fences + 1, session_id, spec.labels or None, spec.context),
+        e.MemberSpawned(spec.member_id, spec.role, 0, mob.fences + 1, session_id, spec.labels or None, context),
         spec.member_id,
     )
     d.sessions.append(SessionRow(session_id, spec.member_id, 0, EMPTY_DIGEST))
@@ -98,7 +99,7 @@ def spawned(mob: Mob, undo: Undo, record: Record, event: e.MemberSpawned) -> Non
             created_at=record.at,
             state=TABLE["initializing", "spawn"],
             labels=event.labels,
-            context=event.context,
+            context=None if event.context is NOTHING else event.context,
             digest=EMPTY_DIGEST,
             active_seq=record.seq,
         ),

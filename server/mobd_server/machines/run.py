@@ -21,6 +21,7 @@ from mobd_server.machines.state import (
     BACKOFF_US,
     MAX_ATTEMPTS,
     MAX_RESENDS,
+    NOTHING,
     RECEIPTS_KEPT,
     Input,
     Member,
@@ -103,7 +104,7 @@ RETRIES_AT_ONCE: Final = 200
 class Result(msgspec.Struct, frozen=True, gc=False):
     """What a successful run brought."""
 
-    output: msgspec.Raw | None = None
+    output: msgspec.Raw = NOTHING
     usage: Usage | None = None
     message_count: int = 0
     digest: str = ""
@@ -348,7 +349,7 @@ def _give_back(undo: Undo, member: Member, run: Run, record: Record, event: e.Ru
 
 
 def _keep_receipt(mob: Mob, undo: Undo, member: Member, run: Run, event: e.RunSettled) -> None:
-    member.last_output = bytes(event.output or b"").decode()[:_PREVIEW]
+    member.last_output = bytes(event.output).decode()[:_PREVIEW]
     member.last_error = ""
     member.message_count = event.message_count
     member.digest = event.digest

@@ -22,13 +22,18 @@ BACKOFF_US: Final = (1_000_000, 10_000_000)
 RECEIPTS_KEPT: Final = 16
 
 
+# No JSON at all. A default that is this object is left out when it is encoded, and comes back as this object; what is
+# declared `Raw | None` can be written and not be read.
+NOTHING: Final = Raw()
+
+
 class Profile(Struct, frozen=True, gc=False, omit_defaults=True):
     """What a role is."""
 
     role: str
     instructions: str = ""
     labels: dict[str, str] = {}
-    context: Raw = Raw()
+    context: Raw = NOTHING
 
 
 class Definition(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -52,7 +57,7 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
 
     input_tokens: int = 0
     output_tokens: int = 0
-    detail: Raw = Raw()
+    detail: Raw = NOTHING
 
 
 class Input(Struct, gc=False):

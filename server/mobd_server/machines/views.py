@@ -6,7 +6,7 @@ from collections.abc import Container
 import msgspec
 
 from mobd_server.machines.answers import MemberView, MobView
-from mobd_server.machines.state import Member, Mob
+from mobd_server.machines.state import NOTHING, Member, Mob
 
 
 def view_mob(mob: Mob) -> MobView:
@@ -45,7 +45,7 @@ def view_member(mob: Mob, member: Member) -> MemberView:
         digest=member.digest,
         created_at=member.created_at,
         labels=member.labels or {},
-        context=member.context,
+        context=NOTHING if member.context is None else member.context,
         attachment_id=attachment.attachment_id if attachment is not None else None,
         host_id=attachment.host_id if attachment is not None else "",
         run_id=member.run_id,
