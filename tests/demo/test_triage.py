@@ -5,11 +5,12 @@ import random
 import string
 from typing import Any
 
-import make_log
 import pytest
-import triage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import make_log
+import triage
 
 
 def analyse_in_chunks(text: str, limit: int) -> list[triage.Part]:
