@@ -14,7 +14,7 @@ help: ## list the targets
 
 setup: .venv/.mobd ## make .venv from the locked requirements, with mobd itself in it
 
-demo: setup ## a team of agents at work, end to end, in one terminal (LOG=file keeps the server's log)
+demo: setup ## a team of agents at work, end to end, in one terminal (LOG=path takes another log)
 	$(BIN)/python examples/release_triage/demo.py $(if $(LOG),--log $(LOG))
 
 serve: setup ## run a server on this machine

@@ -29,10 +29,8 @@ def test_every_file_that_the_architecture_names_exists() -> None:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    rows = {
-        name: (default, text)
-        for name, default, text in re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", page, re.MULTILINE)
-    }
+    found = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", page, re.MULTILINE)
+    rows = {name: (default, text) for name, default, text in found}
     assert list(rows) == list(Config.model_fields)
     for name, field in Config.model_fields.items():
         default, text = rows[name]
