@@ -109,7 +109,7 @@ def _refusal(member: Member, command: c.Deliver) -> Rejected | None:
             generation=member.generation,
             fence_token=member.fence_token,
         )
-    if member.forgotten_at and _minted_at(command.input_id) <= member.forgotten_at:
+    if member.forgotten_at and minted_at(command.input_id) <= member.forgotten_at:
         return Rejected(
             "input_forgotten",
             f"input_id '{command.input_id}' is older than what is remembered: whether it ran can't be told",
@@ -126,12 +126,12 @@ def _refusal(member: Member, command: c.Deliver) -> Rejected | None:
     return None
 
 
-def _minted_at(input_id: str) -> int:
+def minted_at(input_id: str) -> int:
     """Return when a UUIDv7 was made (µs); for any other id a time that is never too old."""
     if len(input_id) == 36 and input_id[14] == "7":
         try:
-            # The millisecond that it names ends here; the id may have been made at its end.
-            return int(input_id[:8] + input_id[9:13], 16) * 1_000 + 999
+            # Where its millisecond begins: an id that was accepted within that millisecond must not look younger.
+            return int(input_id[:8] + input_id[9:13], 16) * 1_000
         except ValueError:
             pass
     return 1 << 63
@@ -143,7 +143,7 @@ def _forgets(member: Member, now: int) -> list[str] | None:
     if not ended or member.dedupe is None:
         return None
     horizon = now - DEDUPE_US
-    excess = len(ended) - DEDUPE_KEYS + 1
+    excess = len(ended) - DEDUPE_KEYS
     forgets: list[str] = []
     for key in ended[:FORGET_AT_ONCE]:
         if excess <= 0 and member.dedupe[key].end_at >= horizon:
