@@ -11,7 +11,7 @@ from mobd_server.machines import events as e
 from mobd_server.machines.admission import ADMITTED
 from mobd_server.machines.answers import Again, Attached, AttachRefused, Done, EndStream, SendUnassign, ServeOutcome
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.placement import assign, dispatch, fill, place, refill
+from mobd_server.machines.placement import assign, dispatch, fill, free_members, pass_on, place, refill
 from mobd_server.machines.records import Record
 from mobd_server.machines.run import Cause, resend, settle
 from mobd_server.machines.state import Attachment, Member, Mob, Serve
@@ -41,6 +41,7 @@ def attach(d: Draft, command: c.Attach) -> Attached | AttachRefused:
     before = next((a for a in mob.attachments.values() if a.host_id == command.host_id), None)
     if before is not None and _same(before, command):
         return _resume(d, before, command)
+    left = list(before.members) if before is not None else []
     if before is not None:
         message = f"another incarnation of host {command.host_id} took its place"
         d.react(EndStream(before.attachment_id, "superseded", message))
@@ -58,7 +59,10 @@ def attach(d: Draft, command: c.Attach) -> Attached | AttachRefused:
     )
     d.attaching = attachment_id
     attachment = mob.attachments[attachment_id]
-    fill(d, attachment)
+    fill(d, attachment, free_members(mob))
+    if any(mob.members[member_id].executor is None for member_id in left):
+        # The new incarnation serves less than the one before: others may take what it left.
+        d.react(Again())
     return Attached(attachment_id, False, mob.log_id, _outcomes(mob, attachment))
 
 
@@ -96,7 +100,7 @@ def _resume(d: Draft, attachment: Attachment, command: c.Attach) -> Attached:
     for run_id in list(attachment.runs):
         if run_id not in held:
             resend(d, mob.runs[run_id])
-    fill(d, attachment)
+    fill(d, attachment, free_members(mob))
     dispatch(d, attachment)
     return Attached(attachment.attachment_id, True, mob.log_id, _outcomes(mob, attachment))
 
@@ -156,6 +160,7 @@ def decline(d: Draft, command: c.Decline) -> Done:
         member.member_id,
     )
     place(d, member, avoid=command.attachment_id)
+    pass_on(d, d.mob.attachments[command.attachment_id], member)
     return Done()
 
 

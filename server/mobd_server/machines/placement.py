@@ -154,6 +154,13 @@ def _make_room(d: Draft, full: list[Attachment]) -> Attachment | None:
     return attachment
 
 
+def _idle_members(mob: Mob, attachment: Attachment) -> list[Member]:
+    """Return the members of an agent that have nothing to do, the one that was idle longest last."""
+    idle = [member for member_id in attachment.members if is_idle(member := mob.members[member_id])]
+    idle.sort(key=lambda member: (member.active_seq, member.member_id), reverse=True)
+    return idle
+
+
 def is_idle(member: Member) -> bool:
     """Whether a member that has an agent has nothing to do."""
     return member.run_id is None and not member.queue and member.executor is not None and member.executor.confirmed
@@ -212,29 +219,61 @@ def refill(d: Draft, attachment: Attachment, member: Member) -> None:
     _assign(d, waiting, attachment)
 
 
-def next_waiting(mob: Mob, attachment: Attachment) -> Member | None:
-    """Return the member with work and without an agent that waits longest for this agent."""
-    heads = [mob.waiting[role][0] for role in attachment.roles if role in mob.waiting]
+def pass_on(d: Draft, attachment: Attachment, declined: Member) -> None:
+    """After an agent declined a member: run what is ready there, and ask it to serve another that waits."""
+    dispatch(d, attachment)
+    if not d.is_connected(attachment.attachment_id) or len(attachment.members) >= attachment.max_members:
+        return
+    waiting = next_waiting(d.mob, attachment, avoid=declined.member_id)
+    if waiting is not None:
+        _assign(d, waiting, attachment)
+
+
+def next_waiting(mob: Mob, attachment: Attachment, avoid: str | None = None) -> Member | None:
+    """Return the member with work and without an agent that waits longest for this agent; it is not `avoid`."""
+    heads = [
+        next((entry for entry in mob.waiting[role] if entry[1] != avoid), None)
+        for role in attachment.roles
+        if role in mob.waiting
+    ]
     for name in attachment.names:
         member = mob.members.get(name)
-        if member is not None and member.listed == "waiting":
+        if member is not None and member.listed == "waiting" and name != avoid:
             heads.append((member.listed_at, name))
-    return mob.members[min(heads)[1]] if heads else None
+    first = min((entry for entry in heads if entry is not None), default=None)
+    return mob.members[first[1]] if first is not None else None
 
 
-def fill(d: Draft, attachment: Attachment) -> None:
-    """Give an agent that has room the members that it serves: those with work first."""
-    limit = min(PLACE_AT_ONCE, d.room)
-    while limit > 0 and len(attachment.members) < attachment.max_members:
-        member = next_waiting(d.mob, attachment)
-        if member is None:
-            break
+def free_members(mob: Mob) -> list[Member]:
+    """Return the members without an agent, in the order in which they were spawned."""
+    free = [member for member in mob.members.values() if member.executor is None and member.state != "destroyed"]
+    free.sort(key=lambda member: member.fence_token)
+    return free
+
+
+def fill(d: Draft, attachment: Attachment, free: list[Member]) -> None:
+    """Give a connected agent the members that it serves: those with work first, in place of idle ones if it is full.
+
+    `free` are the members among which those without work are looked for.
+    """
+    limit = min(PLACE_AT_ONCE, d.room // 2)
+    idle: list[Member] | None = None
+    while (member := next_waiting(d.mob, attachment)) is not None:
+        if limit <= 0:
+            d.react(Again())
+            return
+        if len(attachment.members) >= attachment.max_members:
+            if idle is None:
+                idle = _idle_members(d.mob, attachment)
+            if not idle:
+                return
+            release(d, idle.pop(), "its place is needed for a member with work")
         _assign(d, member, attachment)
         limit -= 1
-    for member in d.mob.members.values():
+    for member in free:
         if len(attachment.members) >= attachment.max_members:
             return
-        if member.executor is None and member.state != "destroyed" and serves(attachment, member):
+        if member.executor is None and serves(attachment, member):
             if limit <= 0:
                 d.react(Again())
                 return
@@ -244,9 +283,10 @@ def fill(d: Draft, attachment: Attachment) -> None:
 
 def rebalance(d: Draft) -> None:
     """Fill every connected agent; what does not fit one decision follows in the next."""
-    for attachment in list(d.mob.attachments.values()):
+    free = free_members(d.mob)
+    for attachment in sorted(d.mob.attachments.values(), key=lambda one: one.seq):
         if d.is_connected(attachment.attachment_id):
-            fill(d, attachment)
+            fill(d, attachment, free)
             dispatch(d, attachment)
 
 
