@@ -182,8 +182,11 @@ def settle(d: Draft, run: Run, cause: Cause, error: str = "", result: Result | N
     """End a run: an outcome for each input, the run's row, and a pause if what failed has nothing behind it."""
     member = d.mob.members[run.member_id]
     backlog = bool(member.queue)
+    # An agent that is lost with several runs was killed by one of them at most: only a run that was alone is counted as
+    # its input's last attempt. The same attempt is made again, alone (`select_batch`).
+    final = cause != "lost" or run.exclusive
     outcomes = [
-        _outcome(cause, one, attempt, error, backlog=backlog)
+        _outcome(cause, one, error, last=final and attempt >= MAX_ATTEMPTS, backlog=backlog)
         for one, attempt in zip(run.inputs, run.attempts, strict=True)
     ]
     again = [a for a, o in zip(run.attempts, outcomes, strict=True) if o.outcome == "requeued"]
@@ -233,8 +236,8 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _outcome(cause: Cause, one: Input, attempt: int, error: str, *, backlog: bool) -> e.Outcome:
-    outcome = OUTCOMES[cause, attempt >= MAX_ATTEMPTS, backlog]
+def _outcome(cause: Cause, one: Input, error: str, *, last: bool, backlog: bool) -> e.Outcome:
+    outcome = OUTCOMES[cause, last, backlog]
     reason = ""
     if outcome == "abandoned":
         reason = f"{_REASONS[cause]}: {error}" if error else _REASONS[cause]
@@ -341,7 +344,7 @@ def _give_back(undo: Undo, member: Member, run: Run, record: Record, event: e.Ru
             end_input(undo, member, one.key, record)
             continue
         undo.touch(one)
-        one.attempts -= event.state == "released"
+        one.attempts -= event.state == "released" or one.attempts == MAX_ATTEMPTS
         one.losses += event.state == "lost"
         (behind if result.outcome == "requeued_behind" else front).append(one)
     put_back(undo, member, front, at_end=False)
