@@ -1,0 +1,136 @@
+"""PostgreSQL ends the server's connections under load: what was acknowledged is there, and the rest comes through."""
+
+import asyncio
+from collections import Counter
+from contextlib import AsyncExitStack
+from functools import partial
+
+import grpc
+import psycopg
+import pytest
+from tests.faults.conftest import World
+from tests.faults.ledger import (
+    check_calls,
+    check_consumed_once,
+    check_gap_free,
+    check_order,
+    check_runs,
+    check_seen,
+    of_kind,
+)
+from tests.support.peers import CALL_S, Peer, Watcher, answered, canonical, reason
+from tests.support.processes import Changes, say
+
+from mobd.v1 import bridge_pb2
+
+BREAKS = 5
+SENDERS = 16
+# What is acknowledged between two breaks, and after the last.
+ROUND = 160
+OTHERS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+async def break_connections(url: str) -> int:
+    """End every other session of this database; return how many there were."""
+    async with await psycopg.AsyncConnection.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        cursor = await connection.execute(f"SELECT count(pg_terminate_backend(pid)) FROM ({OTHERS}) AS others")
+        row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+class Senders:
+    """One sender for each member; each delivers one input after another until it is told that it is over."""
+
+    def __init__(self, changes: Changes) -> None:
+        self.acknowledged: dict[tuple[str, str], str] = {}
+        self.failures: Counter[tuple[str, str]] = Counter()
+        self.last: dict[str, str] = {}
+        self.over = False
+        self._changes = changes
+
+    async def send(self, peer: Peer, member_id: str) -> None:
+        number = 0
+        while not self.over:
+            input_id = f"in-{number}"
+            request = peer.delivery(member_id, input_id, n=number)
+            self.acknowledged[member_id, input_id] = await answered(partial(self._once, peer, request))
+            self.last[member_id] = input_id
+            number += 1
+            self._changes.tell()
+
+    async def _once(self, peer: Peer, request: bridge_pb2.DeliverRequest) -> str:
+        try:
+            return canonical(await peer.bridge.Deliver(request, wait_for_ready=True, timeout=CALL_S))
+        except grpc.aio.AioRpcError as error:
+            self.failures[error.code().name, reason(error)] += 1
+            raise
+
+    async def more(self) -> None:
+        """Return when some more were acknowledged."""
+        enough = len(self.acknowledged) + ROUND
+        await self._changes.until(lambda: len(self.acknowledged) >= enough, f"{enough} acknowledgements")
+
+
+@pytest.mark.asyncio
+async def test_sessions_that_the_database_ends_lose_nothing_that_was_acknowledged(on_postgresql: World) -> None:
+    world = on_postgresql
+    served = await world.serve()
+    admin = await world.peer(served)
+    members = [f"m{at:02}" for at in range(SENDERS)]
+    await admin.create(members)
+    agent = world.agent(served, "agent", capacity=8)
+    changes = Changes()
+    senders = Senders(changes)
+    ended = 0
+    async with AsyncExitStack() as stack:
+        watcher = Watcher(await world.peer(served), changes)
+        stack.push_async_callback(watcher.stop)
+        tasks = [asyncio.ensure_future(senders.send(await world.peer(served), name)) for name in members]
+        stack.callback(lambda: [task.cancel() for task in tasks])
+        for _ in range(BREAKS):
+            await senders.more()
+            ended += await break_connections(str(world.url))
+        await senders.more()
+        senders.over = True
+        await asyncio.gather(*tasks)
+        await asyncio.gather(*(admin.end_of(*last) for last in senders.last.items()))
+        log = await admin.log()
+        await watcher.reach(len(log))
+
+    say(f"{len(senders.acknowledged)} acknowledged, {ended} sessions ended, {dict(senders.failures)}")
+    assert ended >= BREAKS, "the server held no session"
+    assert served.process.code is None
+    assert {status for status, _ in senders.failures} <= {"UNAVAILABLE"}
+    assert all(why for _, why in senders.failures), "every refusal says its reason"
+    check_gap_free(log)
+    check_consumed_once(log, senders.acknowledged)
+    check_runs(log)
+    check_order(log)
+    check_calls(log, agent.calls())
+    check_seen(log, watcher.seen)
+    assert not of_kind(log, "executor_lost")
+
+
+@pytest.mark.asyncio
+async def test_a_lock_that_another_session_holds_delays_a_commit_and_loses_nothing(on_postgresql: World) -> None:
+    world = on_postgresql
+    served = await world.serve()
+    peer = await world.peer(served)
+    await peer.create(["ada"])
+    agent = world.agent(served, "agent")
+    url = str(world.url).replace("+psycopg", "")
+    async with await psycopg.AsyncConnection.connect(url) as other:
+        await other.execute("SELECT 1 FROM mobs FOR UPDATE")
+        calls = [asyncio.ensure_future(peer.deliver("ada", f"in-{at}", n=at)) for at in range(50)]
+        done, _ = await asyncio.wait(calls, timeout=0.5)
+        assert not done, "an answer before its commit"
+        await other.rollback()
+        names = await asyncio.gather(*calls)
+    ends = [await peer.end_of("ada", f"in-{at}") for at in range(50)]
+    log = await peer.log()
+    assert [one.canonical_input_id for one in ends] == names
+    check_gap_free(log)
+    check_runs(log)
+    check_consumed_once(log, {("ada", f"in-{at}"): name for at, name in enumerate(names)})
+    check_calls(log, agent.calls())
