@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from mobd_server.errors import DefinitionInvalid, Violation
 from mobd_server.ids import ID_PATTERN, RESERVED_PREFIX
 from mobd_server.machines.state import Definition, Profile
-from mobd_server.services.documents import Notation, SyntaxFault, place, read
+from mobd_server.services.documents import Notation, SyntaxFault, place, read, shown
 from mobd_server.services.json_text import MAX_NESTING
 
 MAX_LABELS: Final = 32
@@ -140,14 +140,14 @@ def _not_json(value: Any) -> Iterator[Diagnostic]:
         elif isinstance(value, dict):
             for key in value:
                 if not isinstance(key, str):
-                    yield Diagnostic("bad_key", f"the key {key!r} must be text: quote it", place(path))
+                    yield Diagnostic("bad_key", f"the key {shown(key)!r} must be text: quote it", place(path))
                 elif (wrong := _bad_text(key)) is not None:
                     yield Diagnostic("bad_key", f"a key {wrong}", place(path))
             pending += [(value[key], (*path, key)) for key in reversed(value)]
         elif isinstance(value, list):
             pending += [(value[index], (*path, index)) for index in reversed(range(len(value)))]
         elif value is not None and (not isinstance(value, bool | int | float) or value - value != 0):
-            yield Diagnostic("not_json", f"{value} has no form in JSON: write it as text in quotes", place(path))
+            yield Diagnostic("not_json", f"{shown(value)} has no form in JSON: write it as text in quotes", place(path))
         if len(path) > MAX_NESTING:
             yield Diagnostic("too_deep", f"must nest at most {MAX_NESTING} levels deep", place(path[:3]))
             return
@@ -182,7 +182,7 @@ def _diagnostic(error: ErrorDetails) -> Diagnostic:
     location, kind = place(path), error["type"]
     if kind == "extra_forbidden":
         legal = _LEGAL_KEYS["profile" if len(path) == 3 else "definition"]
-        return Diagnostic("unknown_key", f"unknown key {path[-1]!r}: legal are {legal}", location)
+        return Diagnostic("unknown_key", f"unknown key {shown(path[-1])!r}: legal are {legal}", location)
     if kind == "too_short":
         return Diagnostic("no_profiles", "must have at least one profile", location)
     if kind == "too_long":

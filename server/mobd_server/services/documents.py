@@ -20,6 +20,16 @@ _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-]+").fullmatch
 
 
+MAX_PLACE: Final = 1_000
+MAX_SHOWN: Final = 128
+
+
+def shown(text: object) -> str:
+    """Return a text as a message may show it: nobody needs to see all of a megabyte."""
+    text = str(text)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
 class SyntaxFault(Exception):
     """The document can't be read; `location` says where, if that is known."""
 
@@ -34,6 +44,9 @@ def place(path: Sequence[Any]) -> str:
     """Return a path into a document: profiles.analyst.labels["a b"][0]."""
     text = ""
     for part in path:
+        part = shown(part) if isinstance(part, str) else part
+        if len(text) > MAX_PLACE:
+            return text.removeprefix(".") + "…"
         if isinstance(part, int):
             text += f"[{part}]"
         elif _PLAIN_KEY(str(part)):
@@ -66,7 +79,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise SyntaxFault("duplicate_key", f"the key {key!r} is given twice in one mapping", place((key,)))
+            raise SyntaxFault("duplicate_key", f"the key {shown(key)!r} is given twice in one mapping", place((key,)))
         found[key] = value
     return found
 
@@ -108,7 +121,7 @@ def _refuse_yaml(text: str) -> None:
             raise SyntaxFault("yaml_alias", "anchors and aliases are not allowed: write the value out", at)
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise SyntaxFault("yaml_tag", f"tags such as {tag} are not allowed", at)
+            raise SyntaxFault("yaml_tag", f"tags such as {shown(tag)} are not allowed", at)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_NESTING:
@@ -131,7 +144,7 @@ class YamlLoader(_Loader):  # type: ignore[misc]  # C if it is there, Python oth
             if not isinstance(key, Hashable):
                 raise SyntaxFault("bad_key", "a key must be text", _line(mark.line + 1, mark.column + 1))
             if key in seen:
-                message = f"the key {key!r} is given twice in one mapping"
+                message = f"the key {shown(key)!r} is given twice in one mapping"
                 raise SyntaxFault("duplicate_key", message, _line(mark.line + 1, mark.column + 1))
             seen.add(key)
         mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import Raw, Struct
 
 from mobd.v1 import agents_pb2, common_pb2, runs_pb2
-from mobd_server.machines.state import Definition, MemberState, Serve, Usage
+from mobd_server.machines.state import NOTHING, Definition, MemberState, Serve, Usage
 
 MEMBER_STATES: Final[dict[MemberState, common_pb2.MemberState.ValueType]] = {
     "initializing": common_pb2.MEMBER_STATE_INITIALIZING,
@@ -114,10 +114,8 @@ def usage_to(usage: Usage | None) -> runs_pb2.Usage | None:
 
 def usage_from(usage: runs_pb2.Usage) -> Usage:
     """Return what an agent said that a run used."""
-    # A detail that was not given must stay the default object: an empty Raw of our own would be encoded as nothing.
-    if not usage.detail_json:
-        return Usage(usage.input_tokens, usage.output_tokens)
-    return Usage(usage.input_tokens, usage.output_tokens, json_from(usage.detail_json))
+    detail = json_from(usage.detail_json) if usage.detail_json else NOTHING
+    return Usage(usage.input_tokens, usage.output_tokens, detail)
 
 
 def definition_to(definition: Definition) -> str:

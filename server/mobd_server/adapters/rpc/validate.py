@@ -28,6 +28,7 @@ Plain = tuple[str, Get, Check]
 Present = tuple[str, Get, Check, bool]
 
 MAX_CONTENT_BYTES: Final = 262_144
+MAX_SPECS_BYTES: Final = 3 << 20
 # A request can break a rule in every one of its thousands of items; nobody reads that far.
 MAX_VIOLATIONS: Final = 100
 
@@ -374,5 +375,18 @@ def _content(blocks: Any) -> Found:
     return _one(f"must be at most {MAX_CONTENT_BYTES} bytes together, not {total}", "TOO_LONG")
 
 
+def _specs(specs: Any) -> Found:
+    """Bound what an answer that shows all of them holds."""
+    total = sum(spec.ByteSize() for spec in specs)
+    if total <= MAX_SPECS_BYTES:
+        return None
+    return _one(
+        f"must be at most {MAX_SPECS_BYTES} bytes together, not {total}: spawn them in several calls", "TOO_LONG"
+    )
+
+
 # What several items must satisfy together; the field options have no words for it.
-_TOGETHER: Final[dict[str, Check]] = {"mobd.v1.Content.blocks": _content}
+_TOGETHER: Final[dict[str, Check]] = {
+    "mobd.v1.Content.blocks": _content,
+    "mobd.v1.SpawnMembersRequest.specs": _specs,
+}

@@ -1,0 +1,145 @@
+"""One input as its callers see it: live from the state, ended from the events that took and ended it."""
+
+from collections.abc import Container
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+from mobd_server.errors import InputForgotten, InputNotFound, Internal
+from mobd_server.machines.events import InputAbandoned, InputAccepted, RunSettled
+from mobd_server.machines.inbox import input_key, minted_at
+from mobd_server.machines.state import Dedupe, Input, Member, Mob, Usage
+from mobd_server.machines.views import waiting_reason
+from mobd_server.ports import Store
+from mobd_server.services.members import member_of
+
+InputState = Literal["queued", "running", "consumed", "abandoned"]
+
+_CANONICAL_PREFIX: Final = "in-"
+
+
+class InputView(Struct):
+    """An input; see Input in bridge.proto."""
+
+    mob_id: str
+    member_id: str
+    input_id: str
+    canonical_input_id: str
+    content: Raw
+    sender: str
+    state: InputState
+    attempt: int
+    accepted_at: int
+    cursor: int
+    run_id: str = ""
+    output: Raw | None = None
+    usage: Usage | None = None
+    reason: str = ""
+    ended_at: int = 0
+    waiting_reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether this is the last that will ever be said of it."""
+        return self.state in ("consumed", "abandoned")
+
+
+class Ended(Struct):
+    """An input that has ended: where the log tells of it."""
+
+    mob_id: str
+    member_id: str
+    canonical_input_id: str
+    seq: int
+    end_seq: int
+
+
+def find(mob: Mob, member_id: str, name: str, connected: Container[str]) -> InputView | Ended:
+    """Find an input by the caller's id or by the canonical one. Raises InputNotFound and InputForgotten."""
+    member = member_of(mob, member_id)
+    known = _known(member, name)
+    if known.end_seq:
+        return Ended(mob.mob_id, member_id, known.canonical_input_id, known.seq, known.end_seq)
+    canonical = known.canonical_input_id
+    for one in member.queue or ():
+        if one.canonical_input_id == canonical:
+            return _live(mob, member, one, "queued", one.attempts, waiting_reason(mob, member, connected))
+    run = mob.runs[member.run_id or ""]
+    for one, attempt in zip(run.inputs, run.attempts, strict=True):
+        if one.canonical_input_id == canonical:
+            view = _live(mob, member, one, "running", attempt)
+            view.run_id = run.run_id
+            return view
+    raise KeyError(canonical)
+
+
+def _known(member: Member, name: str) -> Dedupe:
+    dedupe = member.dedupe or {}
+    known = dedupe.get(input_key(name))
+    if known is None:
+        known = next((one for one in dedupe.values() if one.canonical_input_id == name), None)
+    if known is not None:
+        return known
+    details = {"member_id": member.member_id, "input_id": name}
+    # Of a canonical id it can't be told when it was made; of a caller's id only if it is a UUIDv7.
+    if member.forgotten_at and (name.startswith(_CANONICAL_PREFIX) or minted_at(name) <= member.forgotten_at):
+        raise InputForgotten(
+            f"input '{name}' of member '{member.member_id}' is not remembered any more: read its events", details
+        )
+    raise InputNotFound(f"member '{member.member_id}' has no input '{name}'", details)
+
+
+def _live(mob: Mob, member: Member, one: Input, state: InputState, attempt: int, waits_for: str = "") -> InputView:
+    return InputView(
+        mob_id=mob.mob_id,
+        member_id=member.member_id,
+        input_id=one.input_id,
+        canonical_input_id=one.canonical_input_id,
+        content=one.content,
+        sender=one.sender,
+        state=state,
+        attempt=attempt,
+        accepted_at=one.at,
+        cursor=one.seq,
+        waiting_reason=waits_for,
+    )
+
+
+async def ended_view(store: Store, ended: Ended) -> InputView:
+    """Read what became of an input that has ended."""
+    first = await store.read_event(ended.mob_id, ended.seq)
+    last = await store.read_event(ended.mob_id, ended.end_seq)
+    if first is None or last is None or not isinstance(first.event, InputAccepted):
+        raise Internal(f"the log of mob '{ended.mob_id}' does not tell of input '{ended.canonical_input_id}'")
+    view = InputView(
+        mob_id=ended.mob_id,
+        member_id=ended.member_id,
+        input_id=first.event.input_id,
+        canonical_input_id=ended.canonical_input_id,
+        content=first.event.content,
+        sender=first.event.sender,
+        state="abandoned",
+        attempt=0,
+        accepted_at=first.at,
+        cursor=ended.seq,
+        ended_at=last.at,
+    )
+    if isinstance(last.event, RunSettled):
+        await _ended_by_run(store, view, last.event)
+    elif isinstance(last.event, InputAbandoned):
+        view.reason = last.event.reason
+    return view
+
+
+async def _ended_by_run(store: Store, view: InputView, settled: RunSettled) -> None:
+    view.run_id = settled.run_id
+    outcome = next(one for one in settled.outcomes if one.canonical_input_id == view.canonical_input_id)
+    if outcome.outcome == "consumed":
+        view.state = "consumed"
+        view.output, view.usage = settled.output, settled.usage
+    view.reason = outcome.reason
+    row = await store.read_run(view.mob_id, settled.run_id)
+    if row is not None:
+        place = msgspec.json.decode(row.inputs, type=list[str]).index(view.canonical_input_id)
+        view.attempt = msgspec.json.decode(row.attempts, type=list[int])[place]
