@@ -164,7 +164,10 @@ class Registry:
     def _check(self, mob_id: str) -> None:
         if self.draining:
             raise Draining("the server shuts down")
-        refusal = self.quarantined.get(mob_id) or self.newer.get(mob_id) or self._journal.refusal_while_down()
+        known = self.quarantined.get(mob_id) or self.newer.get(mob_id)
+        if known is not None:
+            raise _anew(known)
+        refusal = self._journal.refusal_while_down()
         if refusal is not None:
             raise refusal
 
@@ -200,7 +203,7 @@ class Registry:
             log.error("mob_format_newer", extra={"mob_id": mob_id, "error": error.message})
         elif not isinstance(error, MobNotFound):
             return
-        self._publisher.fail(mob_id, lambda: type(error)(error.message, error.details))
+        self._publisher.fail(mob_id, lambda: _anew(error))
         if isinstance(error, MobNotFound):
             self._publisher.forget(mob_id)
 
@@ -266,3 +269,8 @@ class Registry:
         task = self._links.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _anew(error: MobdError) -> MobdError:
+    # One that is raised again and again would keep the frames of all who got it.
+    return type(error)(error.message, error.details)
