@@ -5,6 +5,7 @@ It is applied at registration because an interceptor costs each call more than a
 wrapper as bytes: a deserialiser that fails inside gRPC would answer UNKNOWN. Answers may be bytes already.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
@@ -40,7 +41,34 @@ def method_name(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def service_handler(service: ServiceDescriptor, servicers: Sequence[object]) -> grpc.GenericRpcHandler:
+class InFlight:
+    """How many calls were begun and have not ended."""
+
+    __slots__ = ("_count", "_idle")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        if self._count == 1:
+            self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._idle.set()
+
+    async def none(self) -> None:
+        """Return when no call is in flight."""
+        await self._idle.wait()
+
+
+def service_handler(
+    service: ServiceDescriptor, servicers: Sequence[object], in_flight: InFlight
+) -> grpc.GenericRpcHandler:
     """Return the handler of a whole service; each of its methods must be on exactly one of `servicers`."""
     handlers = {}
     for method in service.methods:
@@ -48,13 +76,15 @@ def service_handler(service: ServiceDescriptor, servicers: Sequence[object]) -> 
         if len(found) != 1:
             message = f"{service.full_name}.{method.name} has {len(found)} servicers instead of one"
             raise TypeError(message)
-        handlers[method.name] = _handler(service.full_name, method, found[0])
+        handlers[method.name] = _handler(service.full_name, method, found[0], in_flight)
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _handler(service: str, method: MethodDescriptor, behaviour: Any) -> grpc.RpcMethodHandler[bytes, bytes]:
+def _handler(
+    service: str, method: MethodDescriptor, behaviour: Any, in_flight: InFlight
+) -> grpc.RpcMethodHandler[bytes, bytes]:
     path = f"/{service}/{method.name}"
-    door = Door(path, method)
+    door = Door(path, method, in_flight)
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(_both_stream(door, behaviour))
     if method.server_streaming:
@@ -65,8 +95,9 @@ def _handler(service: str, method: MethodDescriptor, behaviour: Any) -> grpc.Rpc
 class Door:
     """What one method does with a request before its servicer sees it."""
 
-    def __init__(self, path: str, method: MethodDescriptor) -> None:
+    def __init__(self, path: str, method: MethodDescriptor, in_flight: InFlight) -> None:
         self.path = path
+        self.in_flight = in_flight
         self._type = method.input_type.full_name
         self._decode = GetMessageClass(method.input_type).FromString
         self._check = checker(method.input_type)
@@ -107,32 +138,29 @@ class Door:
 
 def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def handle(raw: bytes, context: Context) -> bytes:
-        try:
-            request = door.request(raw)
-            answer = await behaviour(request, door.unary_call(request, context))
-            return answer if isinstance(answer, bytes) else answer.SerializeToString()
-        except MobdError as error:
-            failure = error
-        except Exception as bug:  # noqa: BLE001 whatever it is, the caller learns an error id and nothing else
-            failure = _internal(door.path, bug)
-        return await refuse(context, failure)
+        with door.in_flight:
+            try:
+                request = door.request(raw)
+                answer = await behaviour(request, door.unary_call(request, context))
+                return answer if isinstance(answer, bytes) else answer.SerializeToString()
+            except MobdError as error:
+                failure = error
+            except Exception as bug:  # noqa: BLE001 whatever it is, the caller learns an error id and nothing else
+                failure = _internal(door.path, bug)
+            return await refuse(context, failure)
 
     return handle
 
 
 def _server_stream(door: Door, behaviour: ServerStream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def handle(raw: bytes, context: Context) -> AsyncIterator[bytes]:
-        try:
+        def answers() -> AsyncIterator[Answer]:
             request = door.request(raw)
-            async with aclosing(cast("Any", behaviour(request, door.unary_call(request, context)))) as answers:
-                async for answer in answers:
-                    yield answer if isinstance(answer, bytes) else answer.SerializeToString()
-            return
-        except MobdError as error:
-            failure = error
-        except Exception as bug:  # noqa: BLE001 as above
-            failure = _internal(door.path, bug)
-        await refuse(context, failure)
+            return behaviour(request, door.unary_call(request, context))
+
+        async with aclosing(cast("Any", _stream(door, answers, context))) as stream:
+            async for answer in stream:
+                yield answer
 
     return handle
 
@@ -143,8 +171,20 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
             async for raw in raws:
                 yield door.request(raw)
 
+        def answers() -> AsyncIterator[Answer]:
+            return behaviour(requests(), door.call(context))
+
+        async with aclosing(cast("Any", _stream(door, answers, context))) as stream:
+            async for answer in stream:
+                yield answer
+
+    return handle
+
+
+async def _stream(door: Door, begin: Callable[[], AsyncIterator[Answer]], context: Context) -> AsyncIterator[bytes]:
+    with door.in_flight:
         try:
-            async with aclosing(cast("Any", behaviour(requests(), door.call(context)))) as answers:
+            async with aclosing(cast("Any", begin())) as answers:
                 async for answer in answers:
                     yield answer if isinstance(answer, bytes) else answer.SerializeToString()
             return
@@ -153,8 +193,6 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
         except Exception as bug:  # noqa: BLE001 as above
             failure = _internal(door.path, bug)
         await refuse(context, failure)
-
-    return handle
 
 
 def _internal(path: str, bug: Exception) -> Internal:

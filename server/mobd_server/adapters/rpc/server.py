@@ -1,0 +1,123 @@
+"""The gRPC server: its services, its limits, its health."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from msgspec import Struct
+
+from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, members_pb2, mobs_pb2, runs_pb2, server_pb2
+from mobd_server.adapters.rpc.handlers import InFlight, service_handler
+
+SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
+    service
+    for module in (mobs_pb2, members_pb2, bridge_pb2, runs_pb2, agents_pb2, events_pb2, server_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+# What is longer is refused by gRPC itself. The room above 4 MiB lets our own limits answer first, who can name a field.
+RECEIVE_BYTES: Final = (4 << 20) + (64 << 10)
+METADATA_BYTES: Final = 16 << 10
+# Answers that were made are given this long to leave when nothing else is in flight.
+FLUSH_S: Final = 1.0
+
+
+class AddressTaken(Exception):
+    """The address can't be listened on."""
+
+
+class Transport(Struct, frozen=True):
+    """How the server listens and holds connections; see config.py."""
+
+    listen: str
+    keepalive_s: float
+    keepalive_timeout_s: float
+    min_ping_interval_s: float
+    max_connection_age_s: float
+    max_connection_age_grace_s: float
+    reflection: bool
+
+
+class RpcServer:
+    """Serves mobd's services, gRPC health and reflection on one address; `servicers` by the name of their service."""
+
+    def __init__(self, transport: Transport, servicers: Mapping[str, Sequence[object]]) -> None:
+        self._server = grpc.aio.server(options=_options(transport))
+        self._health = health.aio.HealthServicer()
+        self._names = [service.full_name for service in SERVICES]
+        self._in_flight = InFlight()
+        self._changes: set[asyncio.Task[None]] = set()
+        self._listen = transport.listen
+        self._server.add_generic_rpc_handlers(
+            [service_handler(service, servicers[service.name], self._in_flight) for service in SERVICES]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if transport.reflection:
+            names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> str:
+        """Listen, not yet serving by its health; return the address. Raises AddressTaken."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(self._listen)
+        except RuntimeError as error:
+            raise AddressTaken(str(error)) from None
+        if port == 0:
+            raise AddressTaken(self._listen)
+        await self._server.start()
+        return f"{self._listen.rpartition(':')[0]}:{port}"
+
+    async def serve(self) -> None:
+        """Say by its health that the server serves."""
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def set_serving(self, serving: bool) -> None:
+        """Change the server's health, soon."""
+        answer = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        change = asyncio.get_running_loop().create_task(self._set_health(answer))
+        self._changes.add(change)
+        change.add_done_callback(self._changes.discard)
+
+    async def leave(self) -> None:
+        """Say for good that the server does not serve."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self, patience_s: float) -> None:
+        """Take no more calls, and give those in flight some time to end."""
+        stopping = asyncio.ensure_future(self._server.stop(patience_s))
+        # Not the end of all calls: those who watch our health would hold us up.
+        ended = asyncio.ensure_future(self._in_flight.none())
+        await asyncio.wait([stopping, ended], return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        await self._server.stop(min(FLUSH_S, patience_s))
+        await stopping
+
+    async def _set_health(self, answer: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for name in ["", *self._names]:
+            await self._health.set(name, answer)
+
+
+def _options(transport: Transport) -> list[tuple[str, int]]:
+    def ms(seconds: float) -> int:
+        return round(seconds * 1_000)
+
+    return [
+        # Otherwise a second server on the same port gets half of the connections and nobody notices.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", RECEIVE_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.keepalive_time_ms", ms(transport.keepalive_s)),
+        # Both are needed: without the second a peer that is cut off is noticed only after a minute.
+        ("grpc.keepalive_timeout_ms", ms(transport.keepalive_timeout_s)),
+        ("grpc.http2.ping_timeout_ms", ms(transport.keepalive_timeout_s)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", ms(transport.min_ping_interval_s)),
+        ("grpc.max_connection_age_ms", ms(transport.max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", ms(transport.max_connection_age_grace_s)),
+    ]
