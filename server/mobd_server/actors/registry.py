@@ -246,11 +246,8 @@ class Registry:
             self._owed[mob_id] = self._clock.call_later(delay_s, partial(self._begin_reload, mob_id))
 
     def _begin_reload(self, mob_id: str) -> None:
-        if self._journal.down:
-            self._owed[mob_id] = None
-        else:
-            self._owed.pop(mob_id, None)
-            self._spawn(self._reload(mob_id))
+        self._owed.pop(mob_id, None)
+        self._spawn(self._reload(mob_id))
 
     async def _reload(self, mob_id: str) -> None:
         async with self._reloads:
