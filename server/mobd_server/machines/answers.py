@@ -32,7 +32,7 @@ class MobView(Answer, gc=False):
     inputs_waiting: int
 
 
-class MemberView(Answer, gc=False):
+class MemberView(Answer, gc=False, tag="member"):
     """A member as its callers see it; see Member in members.proto."""
 
     mob_id: str
@@ -73,7 +73,7 @@ class DestroyAnswer(Answer, gc=False):
     already: bool = False
 
 
-class SpawnRefusal(Struct, frozen=True, gc=False):
+class SpawnRefusal(Struct, frozen=True, gc=False, tag="refused"):
     reason: str
     message: str
 
