@@ -68,11 +68,11 @@ class EventServicer:
                         bookmark=events_pb2.Bookmark(cursor=part.cursor, head=part.head, log_id=part.log_id)
                     )
                 else:
-                    for message in _messages(part):
+                    for message in messages(part):
                         yield message
 
 
-def _messages(records: Sequence[Record]) -> Iterator[bytes]:
+def messages(records: Sequence[Record]) -> Iterator[bytes]:
     """Put events into as few messages as their size allows."""
     page: list[bytes] = []
     size = 0

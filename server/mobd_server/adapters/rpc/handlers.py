@@ -82,7 +82,7 @@ def service_handler(
 
 def _handler(
     service: str, method: MethodDescriptor, behaviour: Any, in_flight: InFlight
-) -> grpc.RpcMethodHandler[bytes, bytes]:
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
     path = f"/{service}/{method.name}"
     door = Door(path, method, in_flight)
     if method.client_streaming:

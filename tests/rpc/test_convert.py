@@ -1,0 +1,180 @@
+"""What goes out is what came in."""
+
+import msgspec
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Raw
+
+from mobd.v1 import common_pb2, events_pb2, runs_pb2
+from mobd_server.adapters.rpc import convert, convert_events, events
+from mobd_server.machines import events as e
+from mobd_server.machines.records import Record
+from mobd_server.machines.state import Definition, Profile, Serve, Usage
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+)
+BLOCKS = st.lists(
+    st.builds(lambda text: common_pb2.Block(text=text), TEXT)
+    | st.builds(lambda value: common_pb2.Block(value_json=msgspec.json.encode(value).decode()), JSON)
+    | st.builds(
+        lambda kind, data: common_pb2.Block(image=common_pb2.Image(media_type=kind, data=data)), TEXT, st.binary()
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(BLOCKS)
+def test_content_survives_the_way_in_and_out(blocks: list[common_pb2.Block]) -> None:
+    content = common_pb2.Content(blocks=blocks)
+    assert convert.content_to(convert.content_from(content)) == content
+
+
+@pytest.mark.parametrize(
+    "text", ["1.0", "1e2", '{"b": 1,  "a":2, "a":3}', '"\\u0000\\ud83d\\ude00"', "12345678901234567890123"]
+)
+def test_json_stays_as_it_was_written(text: str) -> None:
+    content = common_pb2.Content(blocks=[common_pb2.Block(value_json=f" {text}\n")])
+    assert convert.content_to(convert.content_from(content)).blocks[0].value_json == text
+
+
+def test_content_is_json_that_sql_can_read() -> None:
+    content = common_pb2.Content(
+        blocks=[
+            common_pb2.Block(text='é"\u2028'),
+            common_pb2.Block(value_json='{"a": [1]}'),
+            common_pb2.Block(image=common_pb2.Image(media_type="image/png", data=b"\0abc")),
+        ]
+    )
+    assert msgspec.json.decode(convert.content_from(content)) == [
+        {"text": 'é"\u2028'},
+        {"json": {"a": [1]}},
+        {"image": {"media_type": "image/png", "data": "AGFiYw=="}},
+    ]
+
+
+@given(st.integers(1, 253_402_300_799_999_999))
+def test_a_time_survives_the_way_out_and_in(at: int) -> None:
+    time = convert.time_to(at)
+    assert time is not None
+    assert convert.time_from(time) == at
+
+
+def test_a_time_between_microseconds_is_not_earlier_than_meant() -> None:
+    assert convert.time_from(Timestamp(seconds=1, nanos=1)) == 1_000_001
+
+
+EVENTS: list[e.Event] = [
+    e.MobCreated(Definition(id="d", profiles={"lead": Profile("lead", "merge")}), "log-1", {"k": "v"}),
+    e.MobStarted(),
+    e.MobStopped(),
+    e.MobResumed(),
+    e.MobDestroying(),
+    e.MobDestroyed(2, 3),
+    e.MemberSpawned("a", "lead", 0, 1, "ses-1", {"k": "v"}, Raw(b'{"x":1}')),
+    e.MemberDestroyed("a", 0),
+    e.AttachmentOpened("att-1", "host", "inc", 4, 8, [Serve(role="lead"), Serve(member_id="a")]),
+    e.AttachmentClosed("att-1", "detached"),
+    e.ExecutorAssigned("a", "att-1", 2),
+    e.ExecutorConfirmed("a", "att-1", 2),
+    e.ExecutorReleased("a", "att-1", 2, "drained"),
+    e.ExecutorLost("a", "att-1", 2, "grace passed"),
+    e.InputAccepted("a", "i", "in-1", Raw(b'[{"text":"hi"}]'), "anonymous"),
+    e.InputAbandoned("a", ["in-1"], "destroyed"),
+    e.RunStarted("a", "run-1", "att-1", 2, ["in-1"], [1]),
+    e.RunResent("a", "run-1", 1),
+    e.RunSettled(
+        "a",
+        "run-1",
+        "committed",
+        [e.Outcome("in-1", "consumed")],
+        output=Raw(b'{"errors": 3}'),
+        usage=Usage(1, 2, Raw(b"{}")),
+        message_count=2,
+        digest="d",
+    ),
+    e.RunSettled("a", "run-1", "failed", [e.Outcome("in-1", "requeued")], error="boom", retry_at=5_000_000),
+    e.RetryDue("a"),
+]
+
+
+def record(event: e.Event, **columns: str) -> Record:
+    return Record(
+        seq=7,
+        at=1_700_000_000_000_001,
+        kind=event.kind,
+        v=event.v,
+        member_id=columns.get("member_id"),
+        run_id=columns.get("run_id"),
+        request_id=None,
+        request_hash=None,
+        answer=None,
+        principal="anonymous",
+        traceparent=None,
+        payload="{}",
+        event=event,
+    )
+
+
+def test_every_kind_of_event_is_tried_here() -> None:
+    assert {type(event) for event in EVENTS} == set(e.EVENT_TYPES)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: f"{event.kind} {getattr(event, 'state', '')}")
+def test_an_event_says_all_that_it_knows(event: e.Event) -> None:
+    seen = events_pb2.Event.FromString(convert_events.wire(record(event, member_id="a")))
+    assert (seen.seq, seen.kind, seen.member_id, seen.principal) == (7, event.kind, "a", "anonymous")
+    assert seen.time.ToMicroseconds() == 1_700_000_000_000_001
+    payload = seen.WhichOneof("payload")
+    said = {name for name in event.__struct_fields__ if name not in ("member_id", "run_id", "forgets", "result_hash")}
+    # The kind of these says everything.
+    assert (payload is None) == (not said)
+    if payload is None:
+        return
+    message = getattr(seen, payload)
+    unsaid = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
+    default = {"inputs_abandoned", "reason", "generation", "error", "retry_time"}
+    if isinstance(event, e.RunSettled) and event.state != "committed":
+        default |= {"output_json", "usage", "receipt"}
+    assert unsaid <= default
+
+
+def test_a_settled_run_carries_its_proof_and_its_output() -> None:
+    settled = events_pb2.Event.FromString(convert_events.wire(record(EVENTS[18]))).run_settled
+    assert settled.state == runs_pb2.RUN_STATE_COMMITTED
+    assert settled.output_json == '{"errors": 3}'
+    assert settled.usage.input_tokens == 1
+    assert list(settled.receipt.contributing_input_ids) == ["in-1"]
+    assert (settled.receipt.message_count, settled.receipt.conversation_digest) == (2, "d")
+
+
+def test_an_event_is_serialised_once() -> None:
+    one = record(EVENTS[0])
+    assert convert_events.wire(one) is convert_events.wire(one)
+
+
+@given(st.integers(1, 1 << 29), st.binary(max_size=300))
+def test_a_field_put_together_by_hand_is_what_protobuf_writes(number: int, payload: bytes) -> None:
+    raw = events.field_bytes(events_pb2.EventPage.DESCRIPTOR.fields_by_name["events"].number, payload)
+    assert raw == events.varint(10) + events.varint(len(payload)) + payload
+    assert events.varint(number)[-1] < 0x80
+
+
+def test_a_page_put_together_by_hand_is_a_page() -> None:
+    records = [record(event) for event in EVENTS]
+    page = events_pb2.EventPage(events=[convert_events.event_to(one) for one in records])
+    (message,) = events.messages(records)
+    assert events_pb2.WatchEventsResponse.FromString(message) == events_pb2.WatchEventsResponse(page=page)
+
+
+def test_a_long_page_is_cut_into_messages() -> None:
+    text = '[{"text":"' + "x" * 100_000 + '"}]'
+    records = [record(e.InputAccepted("a", "i", f"in-{i}", Raw(text.encode()), "s")) for i in range(8)]
+    messages = list(events.messages(records))
+    assert [len(events_pb2.WatchEventsResponse.FromString(one).page.events) for one in messages] == [2, 2, 2, 2]
+    assert all(len(one) < events.MESSAGE_BYTES for one in messages)
