@@ -1,0 +1,5 @@
+"""The ports without a database, for tests and simulation."""
+
+from mobd_server.adapters.memory.store import Fault, MemoryStore, MemoryWriter
+
+__all__ = ["Fault", "MemoryStore", "MemoryWriter"]

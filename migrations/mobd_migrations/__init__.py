@@ -1,0 +1,1 @@
+"""The history of mobd's schema, as Alembic revisions."""

@@ -1,0 +1,226 @@
+"""The ports without a database: for tests and simulation. `mobd serve` can't choose it.
+
+What a group came to reaches the journal in a later tick, as it would from a thread. A `Fault` makes the next groups
+fail in one of the ways in which a database can.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from mobd_server.errors import MobFormatNewer, MobQuarantined, Unavailable
+from mobd_server.machines.events import BY_KIND
+from mobd_server.machines.records import Append, MessageRow, MobRow, Record, RunRow, SessionRow
+from mobd_server.ports import Loaded, MobListing, Result
+
+COMMITTED = Result("committed")
+
+
+class Log(Struct):
+    """Everything that is stored of one mob."""
+
+    row: MobRow
+    epoch: int
+    head: int
+    phase: str
+    wake_at: int | None
+    # Events as stored; their events are decoded at each read, as from a database.
+    records: list[Record]
+    runs: dict[str, RunRow]
+    sessions: dict[str, SessionRow]
+    messages: dict[tuple[str, int], MessageRow]
+
+
+class Fault(Struct):
+    """What the next group meets: `aborted` writes nothing, `unknown` writes it or not and does not say."""
+
+    fate: Literal["aborted", "unknown"]
+    written: bool = False
+
+
+class MemoryStore:
+    """What a database would hold; see ports.Store."""
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self.logs: dict[str, Log] = {}
+        # Reads fail while it is True.
+        self.unavailable = False
+
+    def _log(self, mob_id: str) -> Log | None:
+        if self.unavailable:
+            raise Unavailable("the store does not answer")
+        return self.logs.get(mob_id)
+
+    async def acquire(self, mob_id: str) -> Loaded | None:
+        log = self._log(mob_id)
+        if log is None:
+            return None
+        log.epoch += 1
+        return Loaded(log.epoch, log.head, 1, log.row.log_id)
+
+    async def head(self, mob_id: str) -> Loaded | None:
+        log = self._log(mob_id)
+        return Loaded(log.epoch, log.head, 1, log.row.log_id) if log is not None else None
+
+    async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:
+        log = self._log(mob_id)
+        found: list[Record] = []
+        size = 0
+        for record in log.records[after : after + limit] if log is not None else ():
+            found.append(decoded(mob_id, record))
+            size += len(record.payload)
+            if size >= max_bytes:
+                break
+        return found
+
+    async def read_event(self, mob_id: str, seq: int) -> Record | None:
+        log = self._log(mob_id)
+        if log is None or not 1 <= seq <= log.head:
+            return None
+        return decoded(mob_id, log.records[seq - 1])
+
+    async def seq_at(self, mob_id: str, at: int) -> int:
+        log = self._log(mob_id)
+        if log is None:
+            return 0
+        return next((record.seq - 1 for record in log.records if record.at >= at), log.head)
+
+    async def list_mobs(
+        self, after: str, limit: int, phase: str | None, labels: dict[str, str]
+    ) -> tuple[list[MobListing], str]:
+        self._log("")
+        found: list[MobListing] = []
+        for mob_id in sorted(i for i in self.logs if i > after):
+            log = self.logs[mob_id]
+            have = msgspec.json.decode(log.row.labels, type=dict[str, str])
+            if (phase is None or log.phase == phase) and labels.items() <= have.items():
+                found.append(MobListing(mob_id, log.phase, have, log.head, log.row.log_id, log.row.created_at))
+            if len(found) == limit:
+                return found, mob_id
+        return found, ""
+
+    async def owing(self) -> list[tuple[str, int]]:
+        self._log("")
+        owed = [(mob_id, log.wake_at) for mob_id, log in self.logs.items() if log.wake_at is not None]
+        return sorted(owed, key=lambda one: one[1])
+
+    async def read_run(self, mob_id: str, run_id: str) -> RunRow | None:
+        log = self._log(mob_id)
+        return log.runs.get(run_id) if log is not None else None
+
+    async def list_runs(
+        self, mob_id: str, after: str, limit: int, member_id: str | None, state: str | None
+    ) -> tuple[list[RunRow], str]:
+        log = self._log(mob_id)
+        runs = [log.runs[run_id] for run_id in sorted(log.runs) if run_id > after] if log is not None else []
+        found = [
+            run
+            for run in runs
+            if (member_id is None or run.member_id == member_id) and (state is None or run.state == state)
+        ][:limit]
+        return found, found[-1].run_id if found and len(found) == limit else ""
+
+    async def read_messages(self, mob_id: str, session_id: str, after: int, limit: int) -> list[MessageRow]:
+        log = self._log(mob_id)
+        held = [m for (session, _), m in log.messages.items() if session == session_id] if log is not None else []
+        return sorted((m for m in held if m.position >= after), key=lambda m: m.position)[:limit]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class MemoryWriter:
+    """Commits into a MemoryStore; see ports.Writer."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._stalled: list[tuple[Sequence[Append], Callable[[list[Result]], None]]] = []
+        # What the next groups meet, in order.
+        self.faults: list[Fault] = []
+        # An append for which this is True can't be stored.
+        self.poisoned: Callable[[Append], bool] = lambda _: False
+        # While it is True groups wait for `release`.
+        self.stall = False
+        # Whether a probe is answered.
+        self.answers = True
+        self.groups: list[int] = []
+
+    def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
+        """Commit `group` and call `done` in a later tick, or keep it while stalled."""
+        self.groups.append(len(group))
+        if self.stall:
+            self._stalled.append((group, done))
+        else:
+            self._loop.call_soon(self._commit, group, done)
+
+    def release(self) -> None:
+        """Commit what is stalled, and stall no more."""
+        self.stall = False
+        stalled, self._stalled = self._stalled, []
+        for group, done in stalled:
+            self._commit(group, done)
+
+    def probe(self, done: Callable[[bool], None]) -> None:
+        """Answer in a later tick."""
+        self._loop.call_soon(lambda: done(self.answers))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _commit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
+        if self.faults:
+            fault = self.faults.pop(0)
+            if fault.written:
+                self._write(group)
+            done([Result(fault.fate, "injected") for _ in group])
+            return
+        done(self._write(group))
+
+    def _write(self, group: Sequence[Append]) -> list[Result]:
+        results: list[Result] = []
+        failed: dict[tuple[str, int], Result] = {}
+        for append in group:
+            incarnation = (append.mob_id, append.epoch)
+            result = failed.get(incarnation) or self._one(append)
+            if result.fate != "committed":
+                later = "fenced" if result.fate == "fenced" else "dropped"
+                failed.setdefault(incarnation, Result(later, result.error))  # type: ignore[arg-type]  # two fates
+            results.append(result)
+        return results
+
+    def _one(self, append: Append) -> Result:
+        logs = self._store.logs
+        log = logs.get(append.mob_id)
+        if self.poisoned(append):
+            return Result("offender", "it can't be stored")
+        if append.create is not None:
+            if log is not None:
+                return Result("fenced", "the mob exists")
+            log = logs[append.mob_id] = Log(append.create, append.epoch, 0, "", None, [], {}, {}, {})
+        if log is None or log.epoch != append.epoch or log.head != append.base:
+            return Result("fenced", "another incarnation owns the mob")
+        log.records.extend(append.records)
+        log.head += len(append.records)
+        log.phase, log.wake_at = append.phase, append.wake_at
+        log.runs.update({run.run_id: run for run in append.runs})
+        log.sessions.update({session.session_id: session for session in append.sessions})
+        log.messages.update({(message.session_id, message.position): message for message in append.messages})
+        return COMMITTED
+
+
+def decoded(mob_id: str, record: Record) -> Record:
+    """Return a record as a database would give it back: its event decoded from its payload."""
+    kind = BY_KIND.get((record.kind, record.v))
+    if kind is None:
+        raise MobFormatNewer(f"event {record.seq} of mob '{mob_id}' is {record.kind} version {record.v}")
+    try:
+        event = msgspec.json.decode(record.payload, type=kind)
+    except msgspec.MsgspecError as error:
+        raise MobQuarantined(f"event {record.seq} of mob '{mob_id}' can't be decoded: {error}") from error
+    return msgspec.structs.replace(record, event=event, wire=None)

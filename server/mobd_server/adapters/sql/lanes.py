@@ -1,0 +1,400 @@
+"""The append path of each database: precompiled statements on the driver's cursor, and what its errors mean."""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import psycopg
+from msgspec import Struct
+from sqlalchemy.engine import Engine
+
+from mobd_server.machines.records import Append
+
+if TYPE_CHECKING:
+    from mobd_server.adapters.sql.writer import Span
+
+EVENT_COLUMNS: Final = (
+    "mob_id",
+    "seq",
+    "at",
+    "kind",
+    "v",
+    "member_id",
+    "run_id",
+    "request_id",
+    "request_hash",
+    "answer",
+    "principal",
+    "traceparent",
+    "payload",
+)
+RUN_COLUMNS: Final = (
+    "mob_id",
+    "run_id",
+    "member_id",
+    "state",
+    "host_id",
+    "executor_fence",
+    "started_seq",
+    "settled_seq",
+    "started_at",
+    "settled_at",
+    "inputs",
+    "attempts",
+    "resent",
+    "message_count",
+    "digest",
+)
+MESSAGE_COLUMNS: Final = ("mob_id", "session_id", "position", "run_id", "payload")
+SESSION_COLUMNS: Final = ("mob_id", "session_id", "member_id", "message_count", "digest")
+MOB_COLUMNS: Final = (
+    "mob_id",
+    "head",
+    "first_seq",
+    "epoch",
+    "phase",
+    "labels",
+    "definition",
+    "format",
+    "log_id",
+    "wake_at",
+    "created_at",
+)
+FORMAT: Final = 1
+
+Kind = Literal["retry", "poison", "unknown"]
+
+
+class Trouble(Struct, gc=False):
+    """Why a transaction did not commit: it may be repeated, its content can't be stored, or nobody knows."""
+
+    kind: Kind
+    text: str
+
+
+class Lane(Protocol):
+    """A connection that appends."""
+
+    def append(self, spans: "Sequence[Span]") -> set[int]:
+        """Begin, write all that is not fenced, and return the places of the spans that were."""
+
+    def commit(self) -> None:
+        """Commit."""
+
+    def sort(self, error: Exception, *, committing: bool) -> Trouble:
+        """Say what an error means, and leave the transaction."""
+
+    def close(self) -> None:
+        """Give the connection up."""
+
+
+def event_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
+    """Return the events of appends as rows."""
+    return [
+        (
+            append.mob_id,
+            r.seq,
+            r.at,
+            r.kind,
+            r.v,
+            r.member_id,
+            r.run_id,
+            r.request_id,
+            r.request_hash,
+            r.answer,
+            r.principal,
+            r.traceparent,
+            r.payload,
+        )
+        for append in appends
+        for r in append.records
+    ]
+
+
+def _insert(table: str, columns: Sequence[str], rows: int) -> str:
+    one = "(" + ",".join("?" * len(columns)) + ")"
+    return f"INSERT INTO {table} ({','.join(columns)}) VALUES {','.join([one] * rows)}"
+
+
+class SqliteLane:
+    """Multi-row INSERTs of 2^k rows: few texts, so that every statement stays prepared."""
+
+    # The largest power of two whose binds stay below SQLite's limit of 32,766.
+    BLOCK: Final = 1_024
+
+    def __init__(self, engine: Engine) -> None:
+        self._pooled = engine.raw_connection()
+        connection = self._pooled.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        self._cursor = connection.cursor()
+        self._texts: dict[tuple[str, int], str] = {}
+
+    def append(self, spans: "Sequence[Span]") -> set[int]:
+        cursor = self._cursor
+        cursor.execute("BEGIN IMMEDIATE")
+        fenced: set[int] = set()
+        won = []
+        for at, span in enumerate(spans):
+            last, create = span.appends[-1], span.appends[0].create
+            if create is not None:
+                cursor.execute(_insert("mobs", MOB_COLUMNS, 1) + " ON CONFLICT (mob_id) DO NOTHING", mob_row(span))
+            else:
+                cursor.execute(
+                    "UPDATE mobs SET head = ?, phase = ?, wake_at = ? WHERE mob_id = ? AND epoch = ? AND head = ?",
+                    (span.head, last.phase, last.wake_at, span.mob_id, span.epoch, span.base),
+                )
+            if cursor.rowcount == 1:
+                won.append(span)
+            else:
+                fenced.add(at)
+        appends = [append for span in won for append in span.appends]
+        self._rows("events", EVENT_COLUMNS, event_rows(appends))
+        self._rows("runs", RUN_COLUMNS, run_rows(appends))
+        self._rows("messages", MESSAGE_COLUMNS, message_rows(appends))
+        for row in session_rows(appends):
+            cursor.execute(
+                _insert("sessions", SESSION_COLUMNS, 1)
+                + " ON CONFLICT (mob_id, session_id) DO UPDATE SET message_count = excluded.message_count,"
+                " digest = excluded.digest",
+                row,
+            )
+        return fenced
+
+    def _rows(self, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
+        at, left, size = 0, len(rows), self.BLOCK
+        while left:
+            while size > left:
+                size >>= 1
+            text = self._texts.get((table, size))
+            if text is None:
+                text = self._texts[table, size] = _insert(table, columns, size)
+            self._cursor.execute(text, [value for row in rows[at : at + size] for value in row])
+            at += size
+            left -= size
+
+    def commit(self) -> None:
+        self._cursor.execute("COMMIT")
+
+    def sort(self, error: Exception, *, committing: bool) -> Trouble:
+        text = f"{type(error).__name__}: {error}"
+        try:
+            if self._cursor.connection.in_transaction:
+                self._cursor.execute("ROLLBACK")
+        except sqlite3.Error:
+            return Trouble("unknown", text)
+        if isinstance(
+            error, (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
+        ):
+            return Trouble("poison", text)
+        if not isinstance(error, sqlite3.Error):
+            # Not the store but what it was given: a value that the driver can't bind.
+            return Trouble("poison", text)
+        return Trouble("unknown" if committing and not _busy(error) else "retry", text)
+
+    def close(self) -> None:
+        self._pooled.invalidate()
+
+
+def _busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def mob_row(span: "Span") -> tuple[Any, ...]:
+    """Return the row of a mob that a span creates."""
+    last, create = span.appends[-1], span.appends[0].create
+    assert create is not None
+    return (
+        span.mob_id,
+        span.head,
+        1,
+        span.epoch,
+        last.phase,
+        create.labels,
+        create.definition,
+        FORMAT,
+        create.log_id,
+        last.wake_at,
+        create.created_at,
+    )
+
+
+def run_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
+    """Return the settled runs of appends as rows."""
+    return [
+        (
+            append.mob_id,
+            r.run_id,
+            r.member_id,
+            r.state,
+            r.host_id,
+            r.executor_fence,
+            r.started_seq,
+            r.settled_seq,
+            r.started_at,
+            r.settled_at,
+            r.inputs,
+            r.attempts,
+            r.resent,
+            r.message_count,
+            r.digest,
+        )
+        for append in appends
+        for r in append.runs
+    ]
+
+
+def message_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
+    """Return the messages of appends as rows."""
+    return [
+        (append.mob_id, m.session_id, m.position, m.run_id, m.payload) for append in appends for m in append.messages
+    ]
+
+
+def session_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
+    """Return the sessions of appends as rows, the newest of each."""
+    newest = {
+        (append.mob_id, s.session_id): (append.mob_id, s.session_id, s.member_id, s.message_count, s.digest)
+        for append in appends
+        for s in append.sessions
+    }
+    return list(newest.values())
+
+
+def _unnest(table: str, columns: Sequence[tuple[str, str]]) -> bytes:
+    names = ",".join(name for name, _ in columns)
+    arrays = ",".join(f"%b::{kind}[]" for _, kind in columns)
+    return f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})".encode()
+
+
+_EVENTS: Final = tuple(
+    zip(
+        EVENT_COLUMNS,
+        ("text", "int8", "int8", "text", "int4", "text", "text", "text", "text", "text", "text", "text", "text"),
+        strict=True,
+    )
+)
+_RUNS: Final = tuple(
+    zip(
+        RUN_COLUMNS,
+        (
+            "text",
+            "text",
+            "text",
+            "text",
+            "text",
+            "int8",
+            "int8",
+            "int8",
+            "int8",
+            "int8",
+            "text",
+            "text",
+            "int4",
+            "int8",
+            "text",
+        ),
+        strict=True,
+    )
+)
+_MESSAGES: Final = tuple(zip(MESSAGE_COLUMNS, ("text", "text", "int8", "text", "text"), strict=True))
+_SESSIONS: Final = tuple(zip(SESSION_COLUMNS, ("text", "text", "text", "int8", "text"), strict=True))
+
+# Every name in these texts is one of ours; values are bound.
+_APPEND: Final = (
+    "WITH v AS (SELECT * FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::text[], %b::int8[])"
+    " AS v(mob_id, epoch, base, head, phase, wake_at)),"
+    " u AS (UPDATE mobs SET head = v.head, phase = v.phase, wake_at = v.wake_at FROM v"
+    " WHERE mobs.mob_id = v.mob_id AND mobs.epoch = v.epoch AND mobs.head = v.base RETURNING mobs.mob_id, mobs.epoch),"
+    f" i AS (INSERT INTO events ({','.join(EVENT_COLUMNS)})"
+    f" SELECT {','.join('e.' + name for name in EVENT_COLUMNS)}"
+    f" FROM unnest(%b::int8[], {','.join(f'%b::{kind}[]' for _, kind in _EVENTS)})"
+    f" AS e(epoch, {','.join(EVENT_COLUMNS)})"
+    " JOIN u ON u.mob_id = e.mob_id AND u.epoch = e.epoch)"
+    " SELECT mob_id, epoch FROM u"
+).encode()
+_CREATE: Final = (
+    f"INSERT INTO mobs ({','.join(MOB_COLUMNS)}) VALUES ({','.join(['%s'] * len(MOB_COLUMNS))})"
+    " ON CONFLICT (mob_id) DO NOTHING"
+).encode()
+_SESSION: Final = (
+    _unnest("sessions", _SESSIONS) + b" ON CONFLICT (mob_id, session_id)"
+    b" DO UPDATE SET message_count = excluded.message_count, digest = excluded.digest"
+)
+
+
+class PostgresLane:
+    """The fence and the events in one statement of arrays with binary binds."""
+
+    # Certainly not committed: serialization, deadlock, lock or statement timeout, shutdown, too many connections.
+    RETRY: Final = ("40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53300", "25P03")
+
+    def __init__(self, engine: Engine) -> None:
+        self._pooled = engine.raw_connection()
+        connection = self._pooled.driver_connection
+        assert isinstance(connection, psycopg.Connection)
+        self._connection: psycopg.Connection[Any] = connection
+        self._cursor = connection.cursor()
+
+    def append(self, spans: "Sequence[Span]") -> set[int]:
+        fenced: set[int] = set()
+        created: list[int] = []
+        moved: list[int] = []
+        for at, span in enumerate(spans):
+            if span.appends[0].create is None:
+                moved.append(at)
+                continue
+            self._cursor.execute(_CREATE, mob_row(span), prepare=True)
+            (created.append if self._cursor.rowcount == 1 else fenced.add)(at)
+        if moved:
+            fenced |= self._move(spans, moved)
+        if created:
+            self._arrays(_unnest("events", _EVENTS), event_rows(a for at in created for a in spans[at].appends))
+        appends = [append for at, span in enumerate(spans) if at not in fenced for append in span.appends]
+        self._arrays(_unnest("runs", _RUNS), run_rows(appends))
+        self._arrays(_unnest("messages", _MESSAGES), message_rows(appends))
+        self._arrays(_SESSION, session_rows(appends))
+        return fenced
+
+    def _move(self, spans: "Sequence[Span]", places: list[int]) -> set[int]:
+        heads = [
+            (s.mob_id, s.epoch, s.base, s.head, s.appends[-1].phase, s.appends[-1].wake_at)
+            for s in (spans[at] for at in places)
+        ]
+        rows, epochs = [], []
+        for at in places:
+            new = event_rows(spans[at].appends)
+            rows.extend(new)
+            epochs.extend([spans[at].epoch] * len(new))
+        binds = [*map(list, zip(*heads, strict=True)), epochs, *map(list, zip(*rows, strict=True))]
+        self._cursor.execute(_APPEND, binds, prepare=True)
+        won = set(self._cursor.fetchall())
+        return {at for at in places if (spans[at].mob_id, spans[at].epoch) not in won}
+
+    def _arrays(self, statement: bytes, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            self._cursor.execute(statement, [list(column) for column in zip(*rows, strict=True)], prepare=True)
+
+    def commit(self) -> None:
+        self._connection.commit()
+
+    def sort(self, error: Exception, *, committing: bool) -> Trouble:
+        text = f"{type(error).__name__}: {error}"
+        lost = self._connection.closed
+        if not lost:
+            try:
+                self._connection.rollback()
+            except psycopg.Error:
+                lost = True
+        if isinstance(error, psycopg.Error) and error.sqlstate in self.RETRY:
+            return Trouble("unknown" if committing and lost else "retry", text)
+        if lost or isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
+            return Trouble("unknown" if committing else "retry", text)
+        return Trouble("poison", text)
+
+    def close(self) -> None:
+        self._pooled.invalidate()
+
+
+def lane_for(engine: Engine) -> Lane:
+    """Open the append path of an engine. Raises what the driver raises."""
+    return SqliteLane(engine) if engine.dialect.name == "sqlite" else PostgresLane(engine)

@@ -1,0 +1,214 @@
+"""Reading, and taking mobs over. Everything runs on a few threads of its own, never on the loop."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, RowMapping, Select, and_, func, select, update
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from mobd_server.adapters.sql.lanes import FORMAT
+from mobd_server.adapters.sql.tables import events, messages, mobs, runs
+from mobd_server.errors import MobFormatNewer, MobQuarantined, Unavailable
+from mobd_server.machines.events import BY_KIND
+from mobd_server.machines.records import MessageRow, Record, RunRow
+from mobd_server.ports import Loaded, MobListing
+
+THREADS: Final = 4
+# Rows that a page of a filtered list looks at.
+SCANNED: Final = 10_000
+
+T = TypeVar("T")
+
+
+class StoreUnavailable(Unavailable):
+    """The database does not answer."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class SqlStore:
+    """The store of a server; see ports.Store."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name = engine.dialect.name
+        self._engine = engine
+        self._reader = engine.execution_options(writes=False)
+        self._writer = engine.execution_options(writes=True)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mobd-read")
+
+    async def acquire(self, mob_id: str) -> Loaded | None:
+        def work(connection: Connection) -> Loaded | None:
+            row = (
+                connection.execute(
+                    update(mobs)
+                    .where(mobs.c.mob_id == mob_id)
+                    .values(epoch=mobs.c.epoch + 1)
+                    .returning(mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id, mobs.c.format)
+                )
+                .mappings()
+                .first()
+            )
+            return _loaded(mob_id, row)
+
+        return await self._call(work, writes=True)
+
+    async def head(self, mob_id: str) -> Loaded | None:
+        def work(connection: Connection) -> Loaded | None:
+            columns = (mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id, mobs.c.format)
+            return _loaded(
+                mob_id, connection.execute(select(*columns).where(mobs.c.mob_id == mob_id)).mappings().first()
+            )
+
+        return await self._call(work)
+
+    async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:
+        def work(connection: Connection) -> list[Record]:
+            found: list[Record] = []
+            size = 0
+            query = _events().where(events.c.mob_id == mob_id, events.c.seq > after)
+            query = query.order_by(events.c.seq).limit(limit)
+            with connection.execution_options(yield_per=500).execute(query) as rows:
+                for row in rows:
+                    found.append(_record(mob_id, row))
+                    size += len(row.payload)
+                    if size >= max_bytes:
+                        break
+            return found
+
+        return await self._call(work)
+
+    async def read_event(self, mob_id: str, seq: int) -> Record | None:
+        def work(connection: Connection) -> Record | None:
+            row = connection.execute(_events().where(events.c.mob_id == mob_id, events.c.seq == seq)).first()
+            return _record(mob_id, row) if row is not None else None
+
+        return await self._call(work)
+
+    async def seq_at(self, mob_id: str, at: int) -> int:
+        def work(connection: Connection) -> int:
+            # Times grow with seq but for a clock that was set back; the first that is late enough is what is asked for.
+            first = connection.execute(
+                select(func.min(events.c.seq)).where(events.c.mob_id == mob_id, events.c.at >= at)
+            ).scalar()
+            if first is not None:
+                return int(first) - 1
+            return int(connection.execute(select(mobs.c.head).where(mobs.c.mob_id == mob_id)).scalar() or 0)
+
+        return await self._call(work)
+
+    async def list_mobs(
+        self, after: str, limit: int, phase: str | None, labels: dict[str, str]
+    ) -> tuple[list[MobListing], str]:
+        def work(connection: Connection) -> tuple[list[MobListing], str]:
+            query = select(
+                mobs.c.mob_id, mobs.c.phase, mobs.c.labels, mobs.c.head, mobs.c.log_id, mobs.c.created_at
+            ).where(mobs.c.mob_id > after)
+            if phase is not None:
+                query = query.where(mobs.c.phase == phase)
+            found: list[MobListing] = []
+            scanned = 0
+            last = after
+            for row in connection.execute(query.order_by(mobs.c.mob_id).limit(SCANNED)).mappings():
+                scanned += 1
+                last = row["mob_id"]
+                have = msgspec.json.decode(row["labels"], type=dict[str, str])
+                if labels.items() <= have.items():
+                    found.append(MobListing(**{**row, "labels": have}))
+                if len(found) >= limit:
+                    return found, last
+            return found, last if scanned >= SCANNED else ""
+
+        return await self._call(work)
+
+    async def owing(self) -> list[tuple[str, int]]:
+        def work(connection: Connection) -> list[tuple[str, int]]:
+            query = select(mobs.c.mob_id, mobs.c.wake_at).where(mobs.c.wake_at.is_not(None))
+            return [(row.mob_id, row.wake_at) for row in connection.execute(query.order_by(mobs.c.wake_at))]
+
+        return await self._call(work)
+
+    async def read_run(self, mob_id: str, run_id: str) -> RunRow | None:
+        def work(connection: Connection) -> RunRow | None:
+            row = connection.execute(_runs().where(runs.c.mob_id == mob_id, runs.c.run_id == run_id)).mappings().first()
+            return RunRow(**row) if row is not None else None
+
+        return await self._call(work)
+
+    async def list_runs(
+        self, mob_id: str, after: str, limit: int, member_id: str | None, state: str | None
+    ) -> tuple[list[RunRow], str]:
+        def work(connection: Connection) -> tuple[list[RunRow], str]:
+            wanted = [runs.c.mob_id == mob_id, runs.c.run_id > after]
+            if member_id is not None:
+                wanted.append(runs.c.member_id == member_id)
+            if state is not None:
+                wanted.append(runs.c.state == state)
+            query = _runs().where(and_(*wanted)).order_by(runs.c.run_id).limit(limit)
+            found = [RunRow(**row) for row in connection.execute(query).mappings()]
+            return found, found[-1].run_id if len(found) == limit else ""
+
+        return await self._call(work)
+
+    async def read_messages(self, mob_id: str, session_id: str, after: int, limit: int) -> list[MessageRow]:
+        def work(connection: Connection) -> list[MessageRow]:
+            columns = [messages.c[name] for name in MessageRow.__struct_fields__]
+            query = select(*columns).where(
+                messages.c.mob_id == mob_id, messages.c.session_id == session_id, messages.c.position >= after
+            )
+            rows = connection.execute(query.order_by(messages.c.position).limit(limit)).mappings()
+            return [MessageRow(**row) for row in rows]
+
+        return await self._call(work)
+
+    async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
+
+    async def _call(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
+        engine = self._writer if writes else self._reader
+
+        def run() -> T:
+            with engine.begin() as connection:
+                return work(connection)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+        except (DBAPIError, SQLAlchemyError) as error:
+            raise StoreUnavailable(f"the database does not answer: {type(error).__name__}") from error
+
+
+def _events() -> Select[Any]:
+    names = [name for name in Record.__struct_fields__ if name not in ("event", "wire")]
+    return select(*[events.c[name] for name in names])
+
+
+def _runs() -> Select[Any]:
+    return select(*[runs.c[name] for name in RunRow.__struct_fields__])
+
+
+def _loaded(mob_id: str, row: RowMapping | None) -> Loaded | None:
+    if row is None:
+        return None
+    if row["format"] > FORMAT:
+        raise MobFormatNewer(f"mob '{mob_id}' is stored in format {row['format']}; this mobd reads up to {FORMAT}")
+    return Loaded(row["epoch"], row["head"], row["first_seq"], row["log_id"])
+
+
+def _record(mob_id: str, row: Any) -> Record:
+    kind = BY_KIND.get((row.kind, row.v))
+    if kind is None:
+        raise MobFormatNewer(
+            f"event {row.seq} of mob '{mob_id}' is {row.kind} version {row.v}, which this mobd does not know",
+            {"mob_id": mob_id, "seq": str(row.seq), "kind": row.kind},
+        )
+    try:
+        event = msgspec.json.decode(row.payload, type=kind)
+    except msgspec.MsgspecError as error:
+        raise MobQuarantined(
+            f"event {row.seq} of mob '{mob_id}' can't be decoded: {error}", {"mob_id": mob_id, "seq": str(row.seq)}
+        ) from error
+    columns: dict[str, Any] = row._asdict()
+    return Record(**columns, event=event)

@@ -1,0 +1,176 @@
+"""The one thread that writes. Each group is one transaction; who may write is decided inside it.
+
+SQLAlchemy owns the engine and the connection; the statements of the append path run on that connection's driver cursor.
+A group that can't be stored for what is in it is repeated span by span, and the failing span decision by decision, so
+that only the offender and what its mob decided after it are lost.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from msgspec import Struct
+from sqlalchemy.engine import Engine
+
+from mobd_server.adapters.sql.lanes import Lane, Trouble, lane_for
+from mobd_server.machines.records import Append
+from mobd_server.ports import Result
+
+RETRY_S: Final = 5.0
+PAUSE_S: Final = 0.05
+
+_COMMITTED: Final = Result("committed")
+
+
+class Span(Struct, gc=False):
+    """Consecutive appends of one incarnation: one head, one fate."""
+
+    mob_id: str
+    epoch: int
+    base: int
+    head: int
+    appends: list[Append]
+    places: list[int]
+
+
+def spans_of(group: Sequence[Append], places: Sequence[int]) -> list[Span]:
+    """Merge what belongs together, sorted by mob so that two writers lock rows in one order."""
+    spans: list[Span] = []
+    newest: dict[tuple[str, int], Span] = {}
+    for place in places:
+        append = group[place]
+        span = newest.get((append.mob_id, append.epoch))
+        if span is None or span.head != append.base or append.create is not None:
+            span = Span(append.mob_id, append.epoch, append.base, append.base, [], [])
+            newest[append.mob_id, append.epoch] = span
+            spans.append(span)
+        span.appends.append(append)
+        span.places.append(place)
+        span.head += len(append.records)
+    spans.sort(key=lambda one: one.mob_id)
+    return spans
+
+
+class SqlWriter:
+    """Commits groups on a thread of its own; see ports.Writer."""
+
+    def __init__(self, engine: Engine, retry_s: float = RETRY_S) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._retry_s = retry_s
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lane: Lane | None = None
+        self._thread = threading.Thread(target=self._run, name="mobd-journal", daemon=True)
+        self._thread.start()
+
+    def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
+        """Commit `group` in one transaction and call `done` on the loop with one result for each append."""
+        self._jobs.put(lambda: self._tell(done, self.commit(group)))
+
+    def probe(self, done: Callable[[bool], None]) -> None:
+        """Try the store with a new connection and call `done` on the loop with whether it answers."""
+        self._jobs.put(lambda: self._tell(done, self._answers()))
+
+    def close(self) -> None:
+        """Wait for what is in flight and release the connection."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._discard()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _tell(self, done: Callable[..., None], outcome: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(done, outcome)
+        except RuntimeError:
+            # The loop is closed: nobody waits any more.
+            return
+
+    def commit(self, group: Sequence[Append]) -> list[Result]:
+        """Commit `group` and return what became of each append. Runs on the thread."""
+        results: list[Result | None] = [None] * len(group)
+        trouble = self._commit_spans(spans_of(group, range(len(group))), results)
+        if trouble is not None and trouble.kind == "poison":
+            self._repeat(group, results)
+        elif trouble is not None:
+            results = [Result("unknown" if trouble.kind == "unknown" else "aborted", trouble.text)] * len(group)
+        return [one if one is not None else _COMMITTED for one in results]
+
+    def _repeat(self, group: Sequence[Append], results: list[Result | None]) -> None:
+        """Span by span; the one that fails decision by decision."""
+        for span in spans_of(group, range(len(group))):
+            trouble = self._commit_spans([span], results)
+            if trouble is not None and trouble.kind == "poison":
+                trouble = self._one_by_one(group, span, results)
+            if trouble is not None and trouble.kind != "poison":
+                fate = Result("unknown" if trouble.kind == "unknown" else "aborted", trouble.text)
+                for place in span.places:
+                    results[place] = results[place] or fate
+
+    def _one_by_one(self, group: Sequence[Append], span: Span, results: list[Result | None]) -> Trouble | None:
+        for at, place in enumerate(span.places):
+            trouble = self._commit_spans(spans_of(group, [place]), results)
+            if trouble is None and results[place] is None:
+                results[place] = _COMMITTED
+                continue
+            if trouble is not None and trouble.kind != "poison":
+                return trouble
+            if trouble is not None:
+                results[place] = Result("offender", trouble.text)
+            for later in span.places[at + 1 :]:
+                results[later] = Result("dropped", "an earlier decision of the mob did not commit")
+            return None
+        return None
+
+    def _commit_spans(self, spans: list[Span], results: list[Result | None]) -> Trouble | None:
+        """Commit spans in one transaction, again while the store says that it certainly did not."""
+        deadline = time.monotonic() + self._retry_s
+        while True:
+            trouble = self._try(spans, results)
+            if trouble is None or trouble.kind != "retry":
+                return trouble
+            if time.monotonic() >= deadline:
+                return trouble
+            time.sleep(PAUSE_S)
+
+    def _try(self, spans: list[Span], results: list[Result | None]) -> Trouble | None:
+        committing = False
+        lane = self._lane
+        try:
+            if lane is None:
+                lane = self._lane = lane_for(self._engine)
+            fenced = lane.append(spans)
+            committing = True
+            lane.commit()
+        except Exception as error:  # noqa: BLE001 - every driver has its own tree of errors; the lane sorts them
+            trouble = lane.sort(error, committing=committing) if lane is not None else Trouble("retry", str(error))
+            self._after(trouble)
+            return trouble
+        for at in fenced:
+            for place in spans[at].places:
+                results[place] = Result("fenced", "another incarnation owns the mob")
+        return None
+
+    def _after(self, trouble: Trouble) -> None:
+        """What is not about the content may be about the connection: the next try gets a new one."""
+        if trouble.kind != "poison":
+            self._discard()
+
+    def _discard(self) -> None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.close()
+
+    def _answers(self) -> bool:
+        self._discard()
+        try:
+            with self._engine.connect() as connection:
+                connection.exec_driver_sql("SELECT 1")
+        except Exception:  # noqa: BLE001 - whatever it is, the store does not answer
+            return False
+        return True
