@@ -1,6 +1,7 @@
 """Writers whose groups return when a test says so, with the fate that it names."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from mobd_server.machines.records import Append
 from mobd_server.ports import Fate, Result, Writer
@@ -18,6 +19,7 @@ class HeldWriter:
         self._inner = inner
         self._held: tuple[list[Append], Done] | None = None
         self._probe: Callable[[bool], None] | None = None
+        self._answers: list[Callable[[], None]] = []
         # Every group that was ever handed over, and how it was.
         self.groups: list[list[Append]] = []
         self.open = False
@@ -55,6 +57,16 @@ class HeldWriter:
         assert self._inner is not None
         group, done = self._take()
         self._inner.submit(group, lambda _: done([Result("unknown", "as the test said") for _ in group]))
+
+    def hold_answer(self) -> None:
+        """Store the group, and keep the answer until `release_answer`."""
+        assert self._inner is not None
+        group, done = self._take()
+        self._inner.submit(group, lambda results: self._answers.append(partial(done, results)))
+
+    def release_answer(self) -> None:
+        """Give the answer that was kept."""
+        self._answers.pop()()
 
     def probe(self, done: Callable[[bool], None]) -> None:
         self._probe = done
