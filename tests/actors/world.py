@@ -44,6 +44,9 @@ class Agents:
     def loaded(self, actor: MobActor) -> None:
         self.loads.append(actor)
 
+    def mob_created(self, mob_id: str) -> None:
+        pass
+
     def evicted(self, mob_id: str) -> None:
         self.evictions.append(mob_id)
 

@@ -52,6 +52,9 @@ class Hub(Protocol):
     def loaded(self, actor: "MobActor") -> None:
         """Take note of a mob that was read from its log: its agents' connections and graces begin anew."""
 
+    def mob_created(self, mob_id: str) -> None:
+        """Take note that a mob is there that was not; its creation need not be durable yet."""
+
     def evicted(self, mob_id: str) -> None:
         """Take note that the mob is not in memory: what its agents say now can't be decided."""
 

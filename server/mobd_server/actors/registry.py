@@ -215,6 +215,7 @@ class Registry:
         if actor.mob.head:
             # From now on it is there for others, whose answers wait for its creation to be durable.
             self._actors[mob_id] = actor
+            self._hub.mob_created(mob_id)
         else:
             self._publisher.forget(mob_id)
         reply = await future
