@@ -1,1 +1,166 @@
-"""The light client and the agent SDK of mobd."""
+"""The light client and the agent SDK of mobd.
+
+`Client` (asyncio) and `SyncClient` speak to a server; `Agent` serves members of a mob. What the server refuses is
+raised as the class of its reason, under `Error`. Messages of the protocol are in `mobd.v1`.
+"""
+
+from typing import Any
+
+from mobd.agent import Agent
+from mobd.client import Client
+from mobd.content import Image, blocks
+from mobd.deliveries import Delivery, Draft, member_spec
+from mobd.errors import (
+    AgentStopped,
+    AlreadyExists,
+    AskTimeout,
+    Cancelled,
+    CommitUnknown,
+    ContentConflict,
+    CursorAhead,
+    CursorTooOld,
+    DataLoss,
+    DeadlineExceeded,
+    DecisionTooLarge,
+    DefinitionInvalid,
+    DeliveryForgotten,
+    DeliveryRejected,
+    DeliveryStale,
+    Draining,
+    Error,
+    FailedPrecondition,
+    FieldInvalid,
+    InputAbandoned,
+    InputForgotten,
+    InputNotFound,
+    Internal,
+    InvalidArgument,
+    InvalidTransition,
+    JournalDown,
+    JournalFull,
+    LogChanged,
+    MemberExists,
+    MemberNotFound,
+    MobExists,
+    MobFormatNewer,
+    MobFull,
+    MobNotFound,
+    MobQuarantined,
+    MobReloading,
+    NotFound,
+    NotReady,
+    OutOfRange,
+    PermissionDenied,
+    ProfileNotFound,
+    QueueFull,
+    RequestConflict,
+    ResourceExhausted,
+    RunNotFound,
+    SlowReader,
+    StaleFence,
+    Unauthenticated,
+    Unavailable,
+    Undecodable,
+    Unimplemented,
+    Violation,
+)
+from mobd.ids import uuid7
+from mobd.sync import SyncClient
+from mobd.turn import Abandon, Session, Turn, TurnInput
+from mobd.v1.bridge_pb2 import Input
+from mobd.v1.common_pb2 import Content, Fence
+from mobd.v1.events_pb2 import Event
+from mobd.v1.members_pb2 import Member, MemberSpec
+from mobd.v1.mobs_pb2 import Mob
+from mobd.v1.runs_pb2 import Run
+from mobd.watches import EventWatch
+
+__all__ = [
+    "Abandon",
+    "Agent",
+    "AgentStopped",
+    "AlreadyExists",
+    "AskTimeout",
+    "Cancelled",
+    "Client",
+    "CommitUnknown",
+    "Content",
+    "ContentConflict",
+    "CursorAhead",
+    "CursorTooOld",
+    "DataLoss",
+    "DeadlineExceeded",
+    "DecisionTooLarge",
+    "DefinitionInvalid",
+    "Delivery",
+    "DeliveryForgotten",
+    "DeliveryRejected",
+    "DeliveryStale",
+    "Draft",
+    "Draining",
+    "Error",
+    "Event",
+    "EventWatch",
+    "FailedPrecondition",
+    "Fence",
+    "FieldInvalid",
+    "Image",
+    "Input",
+    "InputAbandoned",
+    "InputForgotten",
+    "InputNotFound",
+    "Internal",
+    "InvalidArgument",
+    "InvalidTransition",
+    "JournalDown",
+    "JournalFull",
+    "LogChanged",
+    "Member",
+    "MemberExists",
+    "MemberNotFound",
+    "MemberSpec",
+    "Mob",
+    "MobExists",
+    "MobFormatNewer",
+    "MobFull",
+    "MobNotFound",
+    "MobQuarantined",
+    "MobReloading",
+    "NotFound",
+    "NotReady",
+    "OutOfRange",
+    "PermissionDenied",
+    "ProfileNotFound",
+    "QueueFull",
+    "RequestConflict",
+    "ResourceExhausted",
+    "Run",
+    "RunNotFound",
+    "Session",
+    "SlowReader",
+    "StaleFence",
+    "SyncClient",
+    "Turn",
+    "TurnInput",
+    "Unauthenticated",
+    "Unavailable",
+    "Undecodable",
+    "Unimplemented",
+    "Violation",
+    "blocks",
+    "member_spec",
+    "uuid7",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Reading the metadata takes longer than all of this package's own code: only who asks waits for it.
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+        try:
+            return version("mobd")
+        except PackageNotFoundError:
+            return "0+unknown"
+    message = f"module 'mobd' has no attribute '{name}'"
+    raise AttributeError(message)
