@@ -60,6 +60,16 @@ def test_what_may_succeed_later_says_when(kind: type[errors.MobdError]) -> None:
     assert all(retry.retry_delay.ToMicroseconds() > 0 for retry in retries)
 
 
+def test_what_an_adapter_adds_has_the_status_of_its_kind() -> None:
+    class StoreAway(errors.Unavailable):
+        reason = "STORE_AWAY"
+
+    error = StoreAway("away")
+    assert status.code_of(error) is grpc.StatusCode.UNAVAILABLE
+    (info,) = unpack(details(error), error_details_pb2.ErrorInfo)
+    assert info.reason == "STORE_AWAY"
+
+
 def test_reasons_are_used_once() -> None:
     reasons = [kind.reason for kind in CONCRETE]
     assert len(reasons) == len(set(reasons))

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from mobd_server.actors.links import Hub
+from mobd_server.actors.hub import Hub
 from mobd_server.actors.registry import Registry
 from mobd_server.machines.state import Mob, Serve
 from mobd_server.services.paging import DEFAULT_PAGE, page_start, page_token
@@ -36,7 +36,7 @@ class Agents:
         question = ("agents", mob_id)
         after = int(page_start(question, token) or 0)
         limit = page_size or DEFAULT_PAGE
-        connected = self._hub.connected(mob_id)
+        hub = self._hub
 
         def view(mob: Mob) -> tuple[list[AgentView], int]:
             found = sorted((one for one in mob.attachments.values() if one.seq > after), key=lambda one: one.seq)
@@ -51,8 +51,8 @@ class Agents:
                     max_members=one.max_members,
                     members=len(one.members),
                     attached_at=one.at,
-                    connected=one.attachment_id in connected,
-                    draining=False,
+                    connected=hub.connectivity(mob_id, one.attachment_id) == "connected",
+                    draining=hub.is_draining(mob_id, one.attachment_id),
                 )
                 for one in found[:limit]
             ]

@@ -5,7 +5,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from mobd_server.actors.links import Call, Hub, Reply
+from mobd_server.actors.hub import Hub
+from mobd_server.actors.links import Call, Reply
 from mobd_server.actors.publisher import Publisher
 from mobd_server.actors.registry import Registry
 from mobd_server.machines.answers import MemberView

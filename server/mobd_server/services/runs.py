@@ -68,10 +68,9 @@ class Runs:
         live = await self._live(mob_id, after, member_id, state)
         rows, beyond = await self._rows(mob_id, after, limit, member_id, state)
         settled = {row.run_id: row for row in rows}
-        # What lies behind the last row that was read belongs to a later page.
-        last = rows[-1].run_id if beyond else None
-        # Where both know a run its row wins: it settled in between.
-        known = sorted({*settled, *(run_id for run_id in live if last is None or run_id <= last)})
+        # What lies behind the last row that was looked at belongs to a later page. Where both know a run its row wins:
+        # it settled in between.
+        known = sorted({*settled, *(run_id for run_id in live if not beyond or run_id <= beyond)})
         page: list[RunView] = []
         room = PAGE_BYTES
         for run_id in known[:limit]:
@@ -80,8 +79,7 @@ class Runs:
             if page and room < 0:
                 break
             page.append(view)
-        more = bool(beyond) or len(page) < len(known)
-        return page, page_token(question, page[-1].run_id if more else "")
+        return page, page_token(question, page[-1].run_id if len(page) < len(known) else beyond)
 
     async def _live(self, mob_id: str, after: str, member_id: str, state: str | None) -> dict[str, RunView]:
         def view(mob: Mob) -> dict[str, RunView]:

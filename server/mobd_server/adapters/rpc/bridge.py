@@ -5,7 +5,8 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from mobd.v1 import bridge_pb2
-from mobd_server.actors.links import Call, Hub
+from mobd_server.actors.hub import Hub
+from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc.convert import MEMBER_STATES, time_to
 from mobd_server.adapters.rpc.convert_bridge import connectivity, deliver_from, deliver_to, input_to, outcome_to
 from mobd_server.machines.answers import BatchDelivered, Delivered
@@ -23,16 +24,17 @@ class BridgeServicer:
     async def deliver(self, request: bridge_pb2.DeliverRequest, call: Call) -> bridge_pb2.DeliverResponse:
         mob_id = request.mob_id
         reply = await self._bridge.deliver(mob_id, deliver_from(request), call)
-        return deliver_to(cast("Delivered", reply.answer), self._hub.connected(mob_id))
+        return deliver_to(cast("Delivered", reply.answer), self._hub, mob_id)
 
     async def deliver_batch(
         self, request: bridge_pb2.DeliverBatchRequest, call: Call
     ) -> bridge_pb2.DeliverBatchResponse:
         command = DeliverBatch([deliver_from(delivery) for delivery in request.deliveries])
         reply = await self._bridge.deliver_batch(request.mob_id, command, call)
-        connected = self._hub.connected(request.mob_id)
         return bridge_pb2.DeliverBatchResponse(
-            outcomes=[outcome_to(one, connected) for one in cast("BatchDelivered", reply.answer).outcomes]
+            outcomes=[
+                outcome_to(one, self._hub, request.mob_id) for one in cast("BatchDelivered", reply.answer).outcomes
+            ]
         )
 
     async def observe(self, request: bridge_pb2.ObserveRequest, _: Call) -> bridge_pb2.ObserveResponse:
@@ -43,7 +45,7 @@ class BridgeServicer:
             bridge_terminal=observed.terminal,
             accepting_inputs=observed.accepting_inputs,
             current_run_id=member.run_id or "",
-            connectivity=connectivity(member.attachment_id, self._hub.connected(request.mob_id)),
+            connectivity=connectivity(self._hub, request.mob_id, member.attachment_id),
             last_error=member.last_error,
             inputs_waiting=member.inputs_waiting,
             inputs_running=member.inputs_running,

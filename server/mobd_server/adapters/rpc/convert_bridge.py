@@ -1,7 +1,6 @@
 """Between protobuf and the domain: deliveries, inputs, runs, agents."""
 
-from collections.abc import Container
-from typing import Final
+from typing import Final, Literal, Protocol
 
 from mobd.v1 import agents_pb2, bridge_pb2, common_pb2, runs_pb2
 from mobd_server.adapters.rpc.convert import (
@@ -50,17 +49,25 @@ def deliver_from(request: bridge_pb2.DeliverRequest | bridge_pb2.Delivery) -> De
     return Deliver(request.member_id, request.input_id, content_from(request.content))
 
 
-def connectivity(attachment_id: str | None, connected: Container[str]) -> common_pb2.Connectivity.ValueType:
+class Presences(Protocol):
+    """Who knows whether agents are there."""
+
+    def connectivity(self, mob_id: str, attachment_id: str) -> Literal["connected", "suspended", "none"]:
+        """Return whether the agent of an attachment is here."""
+
+
+def connectivity(hub: Presences, mob_id: str, attachment_id: str | None) -> common_pb2.Connectivity.ValueType:
     """Return whether an agent serves a member."""
     if attachment_id is None:
         return common_pb2.CONNECTIVITY_NONE
-    return common_pb2.CONNECTIVITY_CONNECTED if attachment_id in connected else common_pb2.CONNECTIVITY_SUSPENDED
+    here = hub.connectivity(mob_id, attachment_id) == "connected"
+    return common_pb2.CONNECTIVITY_CONNECTED if here else common_pb2.CONNECTIVITY_SUSPENDED
 
 
-def deliver_to(answer: Delivered, connected: Container[str]) -> bridge_pb2.DeliverResponse:
+def deliver_to(answer: Delivered, hub: Presences, mob_id: str) -> bridge_pb2.DeliverResponse:
     """Return what became of one delivery."""
     if isinstance(answer, Accepted):
-        return bridge_pb2.DeliverResponse(accepted=_accepted(answer, connected))
+        return bridge_pb2.DeliverResponse(accepted=_accepted(answer, hub, mob_id))
     if isinstance(answer, Deduplicated):
         return bridge_pb2.DeliverResponse(deduplicated=_deduplicated(answer))
     # A single delivery to nobody is a status, not an outcome.
@@ -68,10 +75,10 @@ def deliver_to(answer: Delivered, connected: Container[str]) -> bridge_pb2.Deliv
     return bridge_pb2.DeliverResponse(rejected=_rejected(answer))
 
 
-def outcome_to(answer: Delivered, connected: Container[str]) -> bridge_pb2.DeliveryOutcome:
+def outcome_to(answer: Delivered, hub: Presences, mob_id: str) -> bridge_pb2.DeliveryOutcome:
     """Return what became of one delivery of a batch."""
     if isinstance(answer, Accepted):
-        return bridge_pb2.DeliveryOutcome(accepted=_accepted(answer, connected))
+        return bridge_pb2.DeliveryOutcome(accepted=_accepted(answer, hub, mob_id))
     if isinstance(answer, Deduplicated):
         return bridge_pb2.DeliveryOutcome(deduplicated=_deduplicated(answer))
     if isinstance(answer, Rejected):
@@ -79,11 +86,11 @@ def outcome_to(answer: Delivered, connected: Container[str]) -> bridge_pb2.Deliv
     return bridge_pb2.DeliveryOutcome(member_not_found=bridge_pb2.MemberNotFound(member_id=answer.member_id))
 
 
-def _accepted(answer: Accepted, connected: Container[str]) -> bridge_pb2.DeliveryAccepted:
+def _accepted(answer: Accepted, hub: Presences, mob_id: str) -> bridge_pb2.DeliveryAccepted:
     return bridge_pb2.DeliveryAccepted(
         input_id=answer.input_id,
         canonical_input_id=answer.canonical_input_id,
-        executor=connectivity(answer.attachment_id, connected),
+        executor=connectivity(hub, mob_id, answer.attachment_id),
         cursor=answer.seq,
     )
 

@@ -3,7 +3,8 @@
 from typing import cast
 
 from mobd.v1 import members_pb2
-from mobd_server.actors.links import Call, Hub
+from mobd_server.actors.hub import Hub
+from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc.convert import MEMBER_STATE_NAMES
 from mobd_server.adapters.rpc.convert_bridge import connectivity
 from mobd_server.adapters.rpc.convert_mobs import member_to, refusal_to, spec_from
@@ -59,4 +60,4 @@ class MemberServicer:
         return members_pb2.ListMembersResponse(members=map(self._member, page), next_page_token=token)
 
     def _member(self, view: MemberView) -> members_pb2.Member:
-        return member_to(view, connectivity(view.attachment_id, self._hub.connected(view.mob_id)))
+        return member_to(view, connectivity(self._hub, view.mob_id, view.attachment_id))

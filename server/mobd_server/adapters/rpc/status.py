@@ -59,8 +59,8 @@ STATUS: Final[dict[type[errors.MobdError], Code]] = {
 
 
 def code_of(error: errors.MobdError) -> Code:
-    """Return the status code of an error."""
-    return STATUS[type(error)]
+    """Return the status code of an error; an error that only an adapter knows has that of what it is a kind of."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def message_of(error: errors.MobdError) -> str:

@@ -1,0 +1,27 @@
+"""`mobd` and `python -m mobd_server`: finds out whether the server is installed, and hands over to the command line."""
+
+import sys
+from importlib.metadata import version
+
+# What only the extra `server` brings: without it there is the client alone.
+EXTRA = frozenset({"alembic", "grpc_health", "grpc_reflection", "msgspec", "psycopg", "pydantic", "pydantic_settings"})
+EXTRA |= {"sqlalchemy", "structlog", "typer", "yaml"}
+
+
+def main() -> None:
+    """Run the command line."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"mobd {version('mobd')}")
+        return
+    try:
+        from mobd_server.cli import app  # noqa: PLC0415 it may not be there
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in EXTRA:
+            raise
+        print(f"mobd: {missing.name} is missing: pip install 'mobd[server]' installs the server", file=sys.stderr)
+        sys.exit(1)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Puts the server together: the only module that knows all of its parts."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from alembic.util import CommandError
+from msgspec import Struct
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from mobd_server.actors.frames import Terms
+from mobd_server.actors.hub import Hub
+from mobd_server.actors.journal import Journal
+from mobd_server.actors.publisher import Publisher
+from mobd_server.actors.registry import Registry
+from mobd_server.adapters.rpc.agents import AgentServicer
+from mobd_server.adapters.rpc.bridge import BridgeServicer
+from mobd_server.adapters.rpc.events import EventServicer
+from mobd_server.adapters.rpc.members import MemberServicer
+from mobd_server.adapters.rpc.mobs import MobServicer
+from mobd_server.adapters.rpc.runs import RunServicer
+from mobd_server.adapters.rpc.server import AddressTaken, RpcServer, Transport
+from mobd_server.adapters.rpc.server_info import AgentListServicer, ServerServicer
+from mobd_server.adapters.sql import engine as sql
+from mobd_server.adapters.sql import migrate as schema
+from mobd_server.adapters.sql.store import SqlStore
+from mobd_server.adapters.sql.writer import SqlWriter
+from mobd_server.adapters.system import SystemClock, system_ids, system_jitter
+from mobd_server.config import Config
+from mobd_server.errors import MobdError
+from mobd_server.services.agents import Agents
+from mobd_server.services.bridge import Bridge
+from mobd_server.services.events import Events
+from mobd_server.services.members import Members
+from mobd_server.services.mobs import Mobs
+from mobd_server.services.runs import Runs
+from mobd_server.services.server import server_info
+
+log: Final = logging.getLogger(__name__)
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+# The exit code of a server that was told twice to end.
+AT_ONCE: Final = 1
+
+
+class CannotStart(Exception):
+    """Something outside is not as it must be; the message says what to do, in a line."""
+
+
+class Database(Struct):
+    """An open database."""
+
+    engine: Engine
+    lock: sql.FileLock | None
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.engine.dispose()
+        if self.lock is not None:
+            self.lock.release()
+
+
+class Server(Struct):
+    """A server that listens, and its parts."""
+
+    config: Config
+    address: str
+    registry: Registry
+    publisher: Publisher
+    hub: Hub
+    journal: Journal
+    rpc: RpcServer
+
+
+def run(config: Config) -> None:
+    """Run a server until a signal ends it. Raises CannotStart."""
+    with asyncio.Runner(loop_factory=_loop_factory(config)) as runner:
+        runner.run(_run(config))
+
+
+def migrate(config: Config) -> tuple[str, str]:
+    """Bring the database to the schema of this build; return the revisions before and after."""
+    with _database(config) as database:
+        before = schema.current(database.engine)
+        schema.upgrade(database.engine)
+        return before, schema.current(database.engine)
+
+
+@asynccontextmanager
+async def serving(config: Config) -> AsyncIterator[Server]:
+    """Serve within the block, and drain at its end. Raises CannotStart."""
+    with _database(config) as database:
+        revision = _ready(database.engine)
+        server, writer, store = _compose(config, database.engine)
+        try:
+            server.address = await server.rpc.start()
+        except AddressTaken:
+            writer.close()
+            await store.close()
+            raise CannotStart(
+                f"{config.listen} can't be listened on: another server may have it; set MOBD_LISTEN to a free one"
+            ) from None
+        _say_serving(config, server.address, database.engine, revision)
+        try:
+            await _recover(server)
+            yield server
+        finally:
+            await _drain(server)
+            writer.close()
+            await store.close()
+            log.info("stopped", extra={"pid": os.getpid()})
+
+
+async def _run(config: Config) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        if told.is_set():
+            # Whoever tells twice does not want to wait for anything.
+            os._exit(AT_ONCE)
+        told.set()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, tell)
+    async with serving(config):
+        await told.wait()
+
+
+async def _recover(server: Server) -> None:
+    server.journal.on_change(lambda down: server.rpc.set_serving(not down))
+    try:
+        await server.registry.recover()
+    except MobdError as error:
+        raise CannotStart(f"what the mobs owe can't be read: {error.message}") from None
+    if not server.journal.down:
+        await server.rpc.serve()
+
+
+async def _drain(server: Server) -> None:
+    """Leave in an order in which nobody who still waits is left without an answer."""
+    log.info("draining", extra={"drain_s": server.config.drain_s})
+    await server.rpc.leave()
+    server.hub.drain()
+    server.publisher.close()
+    await server.rpc.stop(server.config.drain_s)
+    await server.registry.drain()
+
+
+def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStore]:
+    clock = SystemClock()
+    store, writer = SqlStore(engine), SqlWriter(engine)
+    journal = Journal(writer, clock, config.journal_slots)
+    publisher = Publisher(store, clock)
+    terms = Terms(config.heartbeat_s, config.lease_s, config.grace_s, config.accept_s, config.hello_s)
+    hub = Hub(journal, store, clock, terms)
+    registry = Registry(store, journal, publisher, hub, clock, system_ids, system_jitter)
+    hub.begin(registry)
+    # Logs are named before there is a load whose ids they could have.
+    log_ids = system_ids(0)
+    servicers: dict[str, list[Any]] = {
+        "MobService": [MobServicer(Mobs(registry, publisher, store, lambda: log_ids.new("log")))],
+        "MemberService": [MemberServicer(Members(registry), hub)],
+        "BridgeService": [BridgeServicer(Bridge(registry, publisher, store, hub, clock), hub)],
+        "RunService": [RunServicer(Runs(registry, store))],
+        "AgentService": [AgentServicer(hub, terms), AgentListServicer(Agents(registry, hub))],
+        "EventService": [EventServicer(Events(registry, publisher, store, clock))],
+        "ServerService": [ServerServicer(server_info(config.node, store.name, config.journal_slots))],
+    }
+    rpc = RpcServer(
+        Transport(
+            listen=config.listen,
+            keepalive_s=config.keepalive_s,
+            keepalive_timeout_s=config.keepalive_timeout_s,
+            min_ping_interval_s=config.min_ping_interval_s,
+            max_connection_age_s=config.max_connection_age_s,
+            max_connection_age_grace_s=config.max_connection_age_grace_s,
+            reflection=config.reflection,
+        ),
+        servicers,
+    )
+    return Server(config, "", registry, publisher, hub, journal, rpc), writer, store
+
+
+@contextmanager
+def _database(config: Config) -> Iterator[Database]:
+    """Open the database, and say in a line what is wrong with it if that can't be."""
+    secret = config.database_url
+    try:
+        url = sql.database_url(config.data_dir, secret.get_secret_value() if secret is not None else None)
+        lock = None
+        if url.get_backend_name() == "sqlite":
+            file = Path(url.database or "")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = sql.FileLock(file)
+            lock.acquire()
+        database = Database(sql.open_engine(url), lock)
+    except (sql.StoreInUse, sql.StoreInvalid) as error:
+        raise CannotStart(str(error)) from None
+    except OSError as error:
+        raise CannotStart(f"{error.filename}: {error.strerror}; set MOBD_DATA_DIR to a directory to write in") from None
+    try:
+        yield database
+    except CommandError as error:
+        raise CannotStart(f"the database is of a newer mobd: {error}") from None
+    except SQLAlchemyError as error:
+        raise CannotStart(f"the database {url.render_as_string()} does not answer: {_cause(error)}") from None
+    finally:
+        database.close()
+
+
+def _ready(engine: Engine) -> str:
+    """Return the revision of the database, which is that of this build. A file is brought there; others are not."""
+    needed = schema.head()
+    if engine.dialect.name == "sqlite":
+        schema.upgrade(engine)
+    found = schema.current(engine)
+    if found != needed:
+        raise CannotStart(
+            f"the database is at revision {found or 'none'} and this mobd needs {needed}: run mobd migrate"
+        )
+    return found
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    """Return the first line of what the driver said."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def _say_serving(config: Config, address: str, engine: Engine, revision: str) -> None:
+    log.info(
+        "serving",
+        extra={
+            "address": address,
+            "store": engine.dialect.name,
+            "schema": revision,
+            **sql.durability(engine),
+            "auth": "none",
+            "data_dir": str(config.data_dir.resolve()),
+            "node": config.node,
+            "pid": os.getpid(),
+        },
+    )
+    if config.beyond_this_machine:
+        log.warning("open_to_others", extra={"address": address, "auth": "none"})
+
+
+def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if config.loop == "asyncio" or (config.loop == "auto" and find_spec("uvloop") is None):
+        return None
+    try:
+        import uvloop  # noqa: PLC0415 an extra of its own
+    except ModuleNotFoundError:
+        raise CannotStart(
+            "loop is uvloop, which is not installed: pip install 'mobd[uvloop]', or set MOBD_LOOP=asyncio"
+        ) from None
+    return uvloop.new_event_loop
