@@ -44,6 +44,13 @@ async def alone(tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest_asyncio.fixture
+async def on_postgresql(tmp_path: Path, postgres_url: str) -> AsyncIterator[World]:
+    """For what only PostgreSQL does."""
+    async with AsyncExitStack() as stack:
+        yield World(tmp_path, postgres_url, stack)
+
+
+@pytest_asyncio.fixture
 async def world(tmp_path: Path, store_url: str | None) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         yield World(tmp_path, store_url, stack)

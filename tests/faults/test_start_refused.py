@@ -59,9 +59,9 @@ async def test_a_data_directory_that_can_not_be_written_is_named(alone: World, t
 
 @pytest.mark.asyncio
 async def test_postgresql_without_the_schema_is_refused_until_it_is_migrated(
-    tmp_path: Path, empty_postgresql: str
+    tmp_path: Path, empty_postgres_url: str
 ) -> None:
-    served = Served(tmp_path, empty_postgresql)
+    served = Served(tmp_path, empty_postgres_url)
     assert "mobd migrate" in await refused(served)
     migrate = Process(["-m", "mobd_server", "migrate"], served.settings, tmp_path / "migrate.log")
     assert await migrate.ended() == 0, migrate.output()
