@@ -170,7 +170,7 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
         "MemberService": [MemberServicer(Members(registry), hub)],
         "BridgeService": [BridgeServicer(Bridge(registry, publisher, store, hub, clock), hub)],
         "RunService": [RunServicer(Runs(registry, store))],
-        "AgentService": [AgentServicer(hub, terms), AgentListServicer(Agents(registry, hub))],
+        "AgentService": [AgentServicer(hub), AgentListServicer(Agents(registry, hub))],
         "EventService": [EventServicer(Events(registry, publisher, store, clock))],
         "ServerService": [ServerServicer(server_info(config.node, store.name, config.journal_slots))],
     }

@@ -1,0 +1,231 @@
+"""Between protobuf and the domain: the frames of agents and of the server."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Final, Literal
+
+import msgspec
+
+from mobd.v1 import agents_pb2 as pb
+from mobd_server.actors import frames as f
+from mobd_server.adapters.rpc.convert import content_to, json_from, json_to, serve_to, usage_from
+from mobd_server.machines.answers import SendAssign, SendSettled, SendStartRun, SendUnassign, ServeOutcome
+from mobd_server.machines.state import Profile, Serve
+
+# One message to an agent ends when it is this long.
+RESPONSE_BYTES: Final = 1 << 18
+
+REJECTIONS: Final[dict[str, pb.RejectReason.ValueType]] = {
+    "unknown_role": pb.REJECT_REASON_UNKNOWN_ROLE,
+    "mob_destroyed": pb.REJECT_REASON_MOB_DESTROYED,
+    "mob_unavailable": pb.REJECT_REASON_MOB_UNAVAILABLE,
+    "too_many_agents": pb.REJECT_REASON_TOO_MANY_AGENTS,
+}
+GOODBYES: Final[dict[str, pb.GoodbyeReason.ValueType]] = {
+    "superseded": pb.GOODBYE_REASON_SUPERSEDED,
+    "draining": pb.GOODBYE_REASON_DRAINING,
+    "revoked": pb.GOODBYE_REASON_REVOKED,
+    "protocol": pb.GOODBYE_REASON_PROTOCOL,
+    "slow": pb.GOODBYE_REASON_SLOW,
+}
+DISPOSITIONS: Final[dict[str, pb.RunDisposition.ValueType]] = {
+    "committed": pb.RUN_DISPOSITION_COMMITTED,
+    "duplicate": pb.RUN_DISPOSITION_DUPLICATE,
+    "requeued": pb.RUN_DISPOSITION_REQUEUED,
+    "abandoned": pb.RUN_DISPOSITION_ABANDONED,
+    "fenced": pb.RUN_DISPOSITION_FENCED,
+}
+FAILURES: Final[dict[int, Literal["error", "released"]]] = {
+    pb.FAILURE_KIND_ERROR: "error",
+    pb.FAILURE_KIND_RELEASED: "released",
+}
+
+
+def frames_from(request: pb.AttachRequest) -> Iterator[f.AgentFrame]:
+    """Return the entries of a message that was checked, each when it is asked for."""
+    for frame in request.frames:
+        kind = frame.WhichOneof("frame") or ""
+        yield _FRAMES_FROM[kind](getattr(frame, kind))
+
+
+def _hello_from(hello: pb.Hello) -> f.Hello:
+    return f.Hello(
+        mob_id=hello.mob_id,
+        host_id=hello.host_id,
+        incarnation=hello.incarnation,
+        serves=[_serve_from(serve) for serve in hello.serves],
+        capacity=hello.capacity,
+        max_members=hello.max_members,
+        resume=hello.resume.attachment_id or None,
+        held=list(hello.resume.run_ids),
+    )
+
+
+def _serve_from(serve: pb.Serve) -> Serve:
+    if serve.WhichOneof("interest") == "member_id":
+        return Serve(member_id=serve.member_id)
+    return Serve(role=serve.role)
+
+
+def _result_from(result: pb.RunResult) -> f.RunResult:
+    return f.RunResult(
+        run_id=result.run_id,
+        fence=result.executor_fence,
+        output=json_from(result.output_json),
+        messages=[json_from(message) for message in result.messages_json],
+        expected_message_count=result.expected_message_count if result.HasField("expected_message_count") else None,
+        usage=usage_from(result.usage) if result.HasField("usage") else None,
+    )
+
+
+def _failed_from(failed: pb.RunFailed) -> f.RunFailed:
+    return f.RunFailed(failed.run_id, failed.executor_fence, FAILURES[failed.kind], failed.message, failed.retryable)
+
+
+_FRAMES_FROM: Final[dict[str, Callable[[Any], f.AgentFrame]]] = {
+    "hello": _hello_from,
+    "heartbeat": lambda one: f.Heartbeat(list(one.run_ids)),
+    "assigned": lambda one: f.Assigned(one.member_id, one.executor_fence),
+    "declined": lambda one: f.Declined(one.member_id, one.executor_fence, one.reason),
+    "run_accepted": lambda one: f.RunAccepted(one.run_id, one.executor_fence),
+    "run_result": _result_from,
+    "run_failed": _failed_from,
+    "drain": lambda _: f.Drain(),
+    "detach": lambda _: f.Detach(),
+}
+
+
+class Responses:
+    """Makes the messages of one stream. A profile is encoded once for the members that follow one another with it."""
+
+    __slots__ = ("_profile", "_profile_json")
+
+    def __init__(self) -> None:
+        self._profile: Profile | None = None
+        self._profile_json = ""
+
+    def responses_to(self, frames: Sequence[f.ServerFrame]) -> Iterator[pb.AttachResponse]:
+        """Return messages with these entries, in order, each message not much longer than it may be."""
+        response, size = pb.AttachResponse(), 0
+        for frame in frames:
+            entry = self._frame_to(frame)
+            if size >= RESPONSE_BYTES:
+                yield response
+                response, size = pb.AttachResponse(), 0
+            response.frames.append(entry)
+            size += entry.ByteSize()
+        yield response
+
+    def _frame_to(self, frame: f.ServerFrame) -> pb.ServerFrame:
+        if isinstance(frame, SendAssign):
+            return pb.ServerFrame(assign=self._assign_to(frame))
+        return _FRAMES_TO[type(frame)](frame)
+
+    def _assign_to(self, assign: SendAssign) -> pb.Assign:
+        profile = assign.profile
+        if profile is not self._profile:
+            self._profile = profile
+            self._profile_json = msgspec.json.encode(profile, order="deterministic").decode()
+        return pb.Assign(
+            member_id=assign.member_id,
+            executor_fence=assign.fence,
+            role=profile.role,
+            profile_json=self._profile_json,
+            instructions=profile.instructions,
+            context_json=json_to(assign.context),
+            generation=assign.generation,
+            fence_token=assign.fence_token,
+            session_id=assign.session_id,
+            message_count=assign.message_count,
+            digest=assign.digest,
+        )
+
+
+def _welcome_to(welcome: f.Welcome) -> pb.ServerFrame:
+    terms = welcome.terms
+    return pb.ServerFrame(
+        welcome=pb.Welcome(
+            attachment_id=welcome.attachment_id,
+            heartbeat=timedelta(seconds=terms.heartbeat_s),
+            lease=timedelta(seconds=terms.lease_s),
+            grace=timedelta(seconds=terms.grace_s),
+            limits=pb.AgentLimits(message_bytes=terms.message_bytes, output_bytes=terms.output_bytes),
+            log_id=welcome.log_id,
+            serves=[_outcome_to(outcome) for outcome in welcome.serves],
+            resumed=welcome.resumed,
+        )
+    )
+
+
+def _outcome_to(outcome: ServeOutcome) -> pb.ServeStatus:
+    serve = serve_to(outcome.serve)
+    if outcome.waiting:
+        return pb.ServeStatus(serve=serve, waiting=outcome.waiting)
+    return pb.ServeStatus(serve=serve, assigned=outcome.assigned)
+
+
+def _reject_to(reject: f.Reject) -> pb.ServerFrame:
+    return pb.ServerFrame(
+        reject=pb.Reject(
+            cause=REJECTIONS[reject.cause], message=reject.message, retry_after=_seconds(reject.retry_after_s)
+        )
+    )
+
+
+def _goodbye_to(goodbye: f.Goodbye) -> pb.ServerFrame:
+    return pb.ServerFrame(
+        goodbye=pb.Goodbye(
+            reason=GOODBYES[goodbye.reason], message=goodbye.message, retry_after=_seconds(goodbye.retry_after_s)
+        )
+    )
+
+
+def _seconds(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
+
+
+def _start_to(start: SendStartRun) -> pb.ServerFrame:
+    return pb.ServerFrame(
+        start_run=pb.StartRun(
+            run_id=start.run_id,
+            executor_fence=start.fence,
+            member_id=start.member_id,
+            boundary="run_start",
+            inputs=[
+                pb.RunInput(
+                    canonical_input_id=one.canonical_input_id,
+                    input_id=one.input_id,
+                    kind="peer_message",
+                    content=content_to(one.content),
+                    sender=one.sender,
+                    attempt=one.attempt,
+                )
+                for one in start.inputs
+            ],
+            traceparent=start.traceparent or "",
+        )
+    )
+
+
+def _unassign_to(unassign: SendUnassign) -> pb.ServerFrame:
+    return pb.ServerFrame(
+        unassign=pb.Unassign(member_id=unassign.member_id, executor_fence=unassign.fence, reason=unassign.reason)
+    )
+
+
+def _settled_to(settled: SendSettled) -> pb.ServerFrame:
+    return pb.ServerFrame(
+        run_settled=pb.RunSettled(run_id=settled.run_id, disposition=DISPOSITIONS[settled.disposition])
+    )
+
+
+_FRAMES_TO: Final[dict[type, Callable[[Any], pb.ServerFrame]]] = {
+    f.Welcome: _welcome_to,
+    f.Reject: _reject_to,
+    f.Goodbye: _goodbye_to,
+    f.HeartbeatAck: lambda _: pb.ServerFrame(heartbeat_ack=pb.HeartbeatAck()),
+    f.Resync: lambda one: pb.ServerFrame(resync=pb.Resync(mob_id=one.mob_id)),
+    SendStartRun: _start_to,
+    SendUnassign: _unassign_to,
+    SendSettled: _settled_to,
+}
