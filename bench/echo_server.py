@@ -10,7 +10,7 @@ from mobd.v1 import bridge_pb2
 METHOD = "/bench.Echo/Echo"
 
 
-async def _echo(request: bridge_pb2.DeliverRequest, context: object) -> bridge_pb2.DeliverRequest:
+async def _echo(request: bridge_pb2.DeliverRequest, _context: object) -> bridge_pb2.DeliverRequest:
     return request
 
 

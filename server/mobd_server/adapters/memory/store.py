@@ -143,8 +143,6 @@ class MemoryWriter:
         self._stalled: list[tuple[Sequence[Append], Callable[[list[Result]], None]]] = []
         # What the next groups meet, in order.
         self.faults: list[Fault] = []
-        # An append for which this is True can't be stored.
-        self.poisoned: Callable[[Append], bool] = lambda _: False
         # While it is True groups wait for `release`.
         self.stall = False
         # Whether a probe is answered.
@@ -197,8 +195,8 @@ class MemoryWriter:
     def _one(self, append: Append) -> Result:
         logs = self._store.logs
         log = logs.get(append.mob_id)
-        if self.poisoned(append):
-            return Result("offender", "it can't be stored")
+        if not all(storable(record.payload) for record in append.records):
+            return Result("offender", "its text can't be stored")
         if append.create is not None:
             if log is not None:
                 return Result("fenced", "the mob exists")
@@ -224,3 +222,12 @@ def decoded(mob_id: str, record: Record) -> Record:
     except msgspec.MsgspecError as error:
         raise MobQuarantined(f"event {record.seq} of mob '{mob_id}' can't be decoded: {error}") from error
     return msgspec.structs.replace(record, event=event, wire=None)
+
+
+def storable(text: str) -> bool:
+    """Whether a database could store a text: one with a lone surrogate is no Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

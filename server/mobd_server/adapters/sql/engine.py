@@ -28,10 +28,10 @@ class StoreInvalid(Exception):
     """The URL of the database can't be used."""
 
 
-def database_url(data_dir: Path, url: str | None) -> URL:
+def database_url(data_dir: Path | None, url: str | None) -> URL:
     """Return where the database is: `url`, or mobd.db in the data directory."""
     if url is None:
-        return URL.create("sqlite", database=str(data_dir / "mobd.db"))
+        return URL.create("sqlite", database=str((data_dir or Path()) / "mobd.db"))
     try:
         parsed = make_url(url)
     except ArgumentError:

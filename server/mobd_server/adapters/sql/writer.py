@@ -57,8 +57,11 @@ def spans_of(group: Sequence[Append], places: Sequence[int]) -> list[Span]:
 class SqlWriter:
     """Commits groups on a thread of its own; see ports.Writer."""
 
-    def __init__(self, engine: Engine, retry_s: float = RETRY_S) -> None:
+    def __init__(
+        self, engine: Engine, retry_s: float = RETRY_S, open_lane: Callable[[Engine], Lane] = lane_for
+    ) -> None:
         self._engine = engine
+        self._open_lane = open_lane
         self._loop = asyncio.get_running_loop()
         self._retry_s = retry_s
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -143,7 +146,7 @@ class SqlWriter:
         lane = self._lane
         try:
             if lane is None:
-                lane = self._lane = lane_for(self._engine)
+                lane = self._lane = self._open_lane(self._engine)
             fenced = lane.append(spans)
             committing = True
             lane.commit()

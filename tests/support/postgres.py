@@ -1,0 +1,68 @@
+"""A PostgreSQL cluster for one test session: its own directory, a loopback port, nothing shared with the machine's."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+from tests.support.processes import free_port
+
+
+def binary(name: str) -> str | None:
+    """Return where a program of PostgreSQL is, the newest version first."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+class Cluster:
+    """A running cluster. As root it runs as the user postgres, because PostgreSQL refuses to be root."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mobd-pg-"))
+        self.port = free_port()
+        self._databases = 0
+        if os.geteuid() == 0:
+            shutil.chown(self.folder, "postgres", "postgres")
+        self._run("initdb", "-D", str(self.data), "-U", "mobd", "--auth=trust", "--no-sync")
+        self.start()
+
+    @property
+    def data(self) -> Path:
+        """Where its files are."""
+        return self.folder / "data"
+
+    def start(self) -> None:
+        """Start it, on the same port as ever."""
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        self._run("pg_ctl", "-D", str(self.data), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop it; `immediate` is a crash."""
+        self._run("pg_ctl", "-D", str(self.data), "-m", mode, "stop")
+
+    def _run(self, name: str, *arguments: str) -> None:
+        program = binary(name)
+        assert program is not None, f"{name} is not installed"
+        command = [program, *arguments]
+        if os.geteuid() == 0:
+            command = ["runuser", "-u", "postgres", "--", *command]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+
+    def url(self, database: str) -> str:
+        """Return the URL of a database."""
+        return f"postgresql://mobd@127.0.0.1:{self.port}/{database}"
+
+    def new_database(self) -> str:
+        """Create an empty database and return its URL."""
+        self._databases += 1
+        name = f"mobd_{os.getpid()}_{self._databases}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}".encode())
+        return self.url(name)
+
+    def remove(self) -> None:
+        """Stop it and remove its files."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
