@@ -1,14 +1,14 @@
 """Between protobuf and the domain: the frames of agents and of the server."""
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any, Final, Literal
 
 import msgspec
+from google.protobuf.duration_pb2 import Duration
 
 from mobd.v1 import agents_pb2 as pb
 from mobd_server.actors import frames as f
-from mobd_server.adapters.rpc.convert import content_to, json_from, json_to, serve_to, usage_from
+from mobd_server.adapters.rpc.convert import content_to, duration_to, json_from, json_to, serve_to, usage_from
 from mobd_server.machines.answers import SendAssign, SendSettled, SendStartRun, SendUnassign, ServeOutcome
 from mobd_server.machines.state import Profile, Serve
 
@@ -146,9 +146,9 @@ def _welcome_to(welcome: f.Welcome) -> pb.ServerFrame:
     return pb.ServerFrame(
         welcome=pb.Welcome(
             attachment_id=welcome.attachment_id,
-            heartbeat=timedelta(seconds=terms.heartbeat_s),
-            lease=timedelta(seconds=terms.lease_s),
-            grace=timedelta(seconds=terms.grace_s),
+            heartbeat=_seconds(terms.heartbeat_s),
+            lease=_seconds(terms.lease_s),
+            grace=_seconds(terms.grace_s),
             limits=pb.AgentLimits(message_bytes=terms.message_bytes, output_bytes=terms.output_bytes),
             log_id=welcome.log_id,
             serves=[_outcome_to(outcome) for outcome in welcome.serves],
@@ -180,8 +180,8 @@ def _goodbye_to(goodbye: f.Goodbye) -> pb.ServerFrame:
     )
 
 
-def _seconds(seconds: float | None) -> timedelta | None:
-    return None if seconds is None else timedelta(seconds=seconds)
+def _seconds(seconds: float | None) -> Duration | None:
+    return None if seconds is None else duration_to(round(seconds * 1_000))
 
 
 def _start_to(start: SendStartRun) -> pb.ServerFrame:
