@@ -1,5 +1,6 @@
 """`mobd` and `python -m mobd_server`: finds out whether the server is installed, and hands over to the command line."""
 
+import os
 import sys
 from importlib.metadata import version
 
@@ -13,6 +14,8 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"mobd {version('mobd')}")
         return
+    # gRPC writes lines of its own about what is told in one of ours, such as a port that is taken.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from mobd_server.cli import app  # noqa: PLC0415 it may not be there
     except ModuleNotFoundError as missing:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.support.processes import WAIT_S, Process, free_port
 
 # Small enough that a test lives through several leases and graces.

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn
@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import mobd
 from mobd.v1 import agents_pb2, bridge_pb2, common_pb2, events_pb2, members_pb2, mobs_pb2
@@ -141,13 +141,13 @@ async def _events(target: str | None, mob_id: str, after: int, *, follow: bool, 
                 print(_json_line(event) if as_json else _event_line(event), flush=follow)
 
 
-async def _follow(client: mobd.Client, mob_id: str, after: int) -> AsyncIterator[events_pb2.Event]:
+async def _follow(client: mobd.Client, mob_id: str, after: int) -> AsyncGenerator[events_pb2.Event, None]:
     async with client.watch_events(mob_id, after=after) as events:
         async for event in events:
             yield event
 
 
-async def _log(client: mobd.Client, mob_id: str, after: int) -> AsyncIterator[events_pb2.Event]:
+async def _log(client: mobd.Client, mob_id: str, after: int) -> AsyncGenerator[events_pb2.Event, None]:
     while True:
         page = await client.poll_events(mob_id, after=after)
         for event in page.events:

@@ -6,8 +6,8 @@ from typing import Final
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 from msgspec import Struct
 
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, members_pb2, mobs_pb2, runs_pb2, server_pb2
