@@ -32,7 +32,7 @@ def ask_health(target: str | None) -> None:
                 health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S
             )
         except grpc.RpcError as error:
-            _fail(f"{where} does not answer: {error.code().name}")  # type: ignore[attr-defined]
+            _fail(f"{where} does not answer: {error.code().name}")
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         _fail(f"{where} is {status}")
