@@ -1,0 +1,286 @@
+"""Reads the commands of a transcript, carries them out on a mob, and writes down what was decided.
+
+A transcript is a text of scenes. A scene is some commands, a line `----`, and what came of them: for each its answer,
+a line for each event (`+`), and one for each thing that was sent (`>`). Lines that begin with `#` are for the reader.
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+from tests.machines.stage import SECOND, CountedIds, Stage, state_bytes, text
+
+from mobd_server.errors import MobdError
+from mobd_server.machines import answers as a
+from mobd_server.machines import commands as c
+from mobd_server.machines.records import Record
+from mobd_server.machines.state import Input, Run, Serve
+
+RULE: Final = "----"
+
+
+class NumberedIds(CountedIds):
+    """Ids that are short to read: each prefix has a counter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def new(self, prefix: str) -> str:
+        self.counts[prefix] += 1
+        return f"{prefix}-{self.counts[prefix]}"
+
+
+class Scribe:
+    """A mob and the names that a transcript gives to what is in it."""
+
+    def __init__(self) -> None:
+        self.stage = Stage()
+        self.answer: a.Answer | None = None
+        self.hosts: dict[str, str] = {}
+        self.runs: dict[str, Run] = {}
+
+    def play(self, line: str) -> list[str]:
+        """Carry out one command; return what came of it."""
+        verb, *words = shlex.split(line)
+        plain = [word for word in words if "=" not in word]
+        options = dict(word.split("=", 1) for word in words if "=" in word)
+        if verb == "create":
+            return self._create(plain, options)
+        if verb == "look":
+            return self._look()
+        if verb == "restart":
+            return self._restart()
+        if verb == "break":
+            self.stage.suspend(self.hosts[plain[0]])
+            return ["nothing is decided: the stream is gone, the grace runs"]
+        if verb == "wait":
+            self.stage.now += int(float(plain[0]) * SECOND)
+            return self._decide(c.Wake())
+        lines = self._decide(VERBS[verb](self, plain, options))
+        if isinstance(self.answer, a.Attached):
+            self.hosts[plain[0]] = self.answer.attachment_id
+            self.stage.connected.add(self.answer.attachment_id)
+        return lines
+
+    def _create(self, roles: list[str], options: dict[str, str]) -> list[str]:
+        self.stage = Stage(roles, options.get("start") != "no")
+        self.stage.ids = NumberedIds()
+        return self._told(c.CreateMob)
+
+    def _restart(self) -> list[str]:
+        replayed = self.stage.replayed()
+        assert state_bytes(replayed) == state_bytes(self.stage.mob)
+        self.stage.mob = replayed
+        self.stage.connected.clear()
+        return [f"the log of {len(self.stage.log)} events adds up to the same state; nobody is connected"]
+
+    def _decide(self, command: c.Command) -> list[str]:
+        self.answer = None
+        if isinstance(command, c.CloseAttachment | c.DrainAttachment):
+            self.stage.connected.discard(command.attachment_id)
+        try:
+            self.answer = self.stage.decide(command).answer
+        except MobdError as refused:
+            return [f"refused: {refused.reason} {refused.message}"]
+        return self._told(type(command))
+
+    def _told(self, command: type[c.Command]) -> list[str]:
+        lines = [] if command is c.CreateMob else [answered(self.answer)]
+        records = self.stage.append.records if self.stage.append is not None else []
+        lines += [f"+ {record.seq} {record.kind}{fields(record)}" for record in records]
+        self.runs |= self.stage.mob.runs
+        return lines + [f"> {sent(one)}" for one in self.stage.reactions]
+
+    def _look(self) -> list[str]:
+        mob = self.stage.mob
+        lines = [f"mob {mob.phase}{'' if mob.pending == 'none' else ', pending ' + mob.pending}, head {mob.head}"]
+        for member_id, member in sorted(mob.members.items()):
+            parts: list[str] = [member.state]
+            if member.executor is not None:
+                there = "" if member.executor.attachment_id in self.stage.connected else " (away)"
+                parts.append(f"on {mob.attachments[member.executor.attachment_id].host_id}{there}")
+            if member.run_id is not None:
+                run = mob.runs[member.run_id]
+                parts.append(
+                    f"{run.run_id} attempt {run.attempts[0]} of {' '.join(one.input_id for one in run.inputs)}"
+                )
+            if member.queue:
+                parts.append(f"waiting {' '.join(one.input_id for one in member.queue)}")
+            if member.retry_at:
+                parts.append(f"again in {(member.retry_at - self.stage.now) / SECOND:g} s")
+            lines.append(f"{member_id}: {', '.join(parts)}")
+        return lines
+
+    # How a command is read.
+
+    def serves(self, names: list[str]) -> list[Serve]:
+        """`@name` is a member, any other word a role."""
+        return [Serve(member_id=name[1:]) if name.startswith("@") else Serve(role=name) for name in names]
+
+    def attach(self, words: list[str], options: dict[str, str]) -> c.Command:
+        return c.Attach(
+            words[0],
+            options.get("incarnation", "1"),
+            int(options.get("capacity", "4")),
+            int(options.get("max", "10")),
+            self.serves(words[1:]),
+            held=[one for one in options.get("held", "").split(",") if one],
+        )
+
+    def assignment(self, member_id: str) -> tuple[str, str, int]:
+        executor = self.stage.executor(member_id)
+        return executor.attachment_id, member_id, executor.fence
+
+    def settle(self, words: list[str], options: dict[str, str]) -> c.Command:
+        run = self.runs[words[0]]
+        output = options.get("output", '"done"').encode()
+        return c.SettleRun(run.attachment_id, run.run_id, run.fence, Raw(output), output.ljust(16, b"."))
+
+    def fail(self, words: list[str], options: dict[str, str]) -> c.Command:
+        run = self.runs[words[0]]
+        kind: Any = options.get("kind", "error")
+        retryable = options.get("retryable") != "no"
+        return c.FailRun(run.attachment_id, run.run_id, run.fence, kind, options.get("message", "boom"), retryable)
+
+    def lose(self, words: list[str], options: dict[str, str]) -> c.Command:
+        run = self.runs[words[0]]
+        return c.LoseRun(run.attachment_id, run.run_id, run.fence, "not accepted in time")
+
+    def close(self, words: list[str], options: dict[str, str]) -> c.Command:
+        reason: Any = options.get("reason", "lost")
+        return c.CloseAttachment(self.hosts[words[0]], reason)
+
+
+Reader = Callable[[Scribe, list[str], dict[str, str]], c.Command]
+
+VERBS: Final[dict[str, Reader]] = {
+    "start": lambda s, w, o: c.StartMob(),
+    "stop": lambda s, w, o: c.StopMob(),
+    "resume": lambda s, w, o: c.ResumeMob(),
+    "destroy": lambda s, w, o: c.DestroyMob(),
+    "continue": lambda s, w, o: c.Continue(),
+    "spawn": lambda s, w, o: c.SpawnMembers([c.MemberSpec(one, o["role"]) for one in w]),
+    "deliver": lambda s, w, o: c.DeliverBatch([c.Deliver(w[0], one, text(o.get("text", one))) for one in w[1:]]),
+    "attach": Scribe.attach,
+    "confirm": lambda s, w, o: c.Confirm(*s.assignment(w[0])),
+    "decline": lambda s, w, o: c.Decline(*s.assignment(w[0]), o.get("reason", "")),
+    "result": Scribe.settle,
+    "fail": Scribe.fail,
+    "lose": Scribe.lose,
+    "drain": lambda s, w, o: c.DrainAttachment(s.hosts[w[0]]),
+    "close": Scribe.close,
+}
+
+# Fields that say nothing to a reader of transcripts.
+_QUIET: Final = {
+    "log_id",
+    "digest",
+    "labels",
+    "definition",
+    "session_id",
+    "result_hash",
+    "content",
+    "sender",
+    "principal",
+}
+
+
+def listed(inputs: list[Input]) -> str:
+    return " ".join(one.input_id for one in inputs)
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ":".join(shown(one) for one in value.values() if one not in ("", None))
+    if isinstance(value, list):
+        return ",".join(shown(one) for one in value)
+    return str(value)
+
+
+def fields(record: Record) -> str:
+    """Return what is stored of an event, in order, as far as it says something."""
+    words = []
+    for name, value in msgspec.json.decode(record.payload).items():
+        if name in _QUIET or value in ("", None, False):
+            continue
+        if name == "retry_at":
+            value = f"+{(value - record.at) / SECOND:g}s"
+        words.append(f" {name}={shown(value)}")
+    return "".join(words)
+
+
+def answered(answer: a.Answer | None) -> str:
+    match answer:
+        case a.BatchDelivered(outcomes=outcomes):
+            return ", ".join(delivered(one) for one in outcomes)
+        case a.SpawnedMembers(results=results):
+            return ", ".join(one.member_id if isinstance(one, a.MemberView) else one.reason for one in results)
+        case a.Attached(attachment_id=attachment_id, resumed=resumed, serves=serves):
+            whole = ", ".join(
+                one.waiting or f"{one.serve.role or one.serve.member_id}: {one.assigned}" for one in serves
+            )
+            return f"{'resumed' if resumed else 'attached'} {attachment_id}; {whole}"
+        case a.AttachRefused(message=message):
+            return f"rejected: {message}"
+        case a.RunAnswer(disposition=disposition):
+            return disposition
+        case a.MobView(phase=phase):
+            return phase
+        case a.DestroyAnswer(done=done, already=already, inputs_abandoned=count):
+            words = "destroyed already" if already else "destroyed" if done else "being destroyed"
+            return f"{words}, {count} inputs abandoned"
+        case a.Done(changed=changed):
+            return "done" if changed else "nothing to do"
+        case other:
+            raise AssertionError(f"nobody wrote down how {other} reads")
+
+
+def delivered(outcome: a.Delivered) -> str:
+    match outcome:
+        case a.Accepted(input_id=input_id, canonical_input_id=canonical):
+            return f"accepted {input_id} as {canonical}"
+        case a.Deduplicated(canonical_input_id=canonical, terminal=terminal):
+            return f"deduplicated, {canonical} {'has ended' if terminal else 'is live'}"
+        case a.Rejected(cause=cause):
+            return f"rejected: {cause}"
+        case a.UnknownMember(member_id=member_id):
+            return f"no member {member_id}"
+
+
+def sent(reaction: a.Reaction) -> str:
+    match reaction:
+        case a.Again():
+            return "(go on)"
+        case a.SendAssign(attachment_id=to, member_id=member_id, fence=fence, confirmed=confirmed):
+            return f"{to} Assign {member_id} fence={fence}{' again' if confirmed else ''}"
+        case a.SendUnassign(attachment_id=to, member_id=member_id, reason=reason):
+            return f"{to} Unassign {member_id}: {reason}"
+        case a.SendStartRun(attachment_id=to, run_id=run_id, member_id=member_id, inputs=inputs):
+            return f"{to} StartRun {run_id} {member_id}: " + ", ".join(
+                f"{one.input_id} attempt {one.attempt}" for one in inputs
+            )
+        case a.SendSettled(attachment_id=to, run_id=run_id, disposition=disposition):
+            return f"{to} RunSettled {run_id} {disposition}"
+        case a.EndStream(attachment_id=to, reason=reason, message=message):
+            return f"{to} Goodbye {reason}: {message}"
+        case other:
+            raise AssertionError(f"nobody wrote down how {other} reads")
+
+
+def rewritten(script: str) -> str:
+    """Play a transcript and return it with what came of its commands now."""
+    scribe = Scribe()
+    scenes = []
+    for scene in script.strip().split("\n\n"):
+        command = scene.split(f"\n{RULE}")[0]
+        told = [line for one in command.splitlines() if not one.startswith("#") for line in scribe.play(one)]
+        scenes.append("\n".join([command, RULE, *told]) if not is_comment(command) else command)
+    return "\n\n".join(scenes) + "\n"
+
+
+def is_comment(scene: str) -> bool:
+    return all(line.startswith("#") for line in scene.splitlines())
