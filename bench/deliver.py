@@ -47,7 +47,7 @@ def durability(served: Served) -> str:
     """Return what the server said of the store when it opened it."""
     if served.folder is None:
         return "?"
-    first = (served.folder / "server.log").read_text().splitlines()[0]
+    first: str = (served.folder / "server.log").read_text().splitlines()[0]
     try:
         said = json.loads(first)
     except ValueError:

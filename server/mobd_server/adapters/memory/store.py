@@ -143,6 +143,8 @@ class MemoryWriter:
         self._stalled: list[tuple[Sequence[Append], Callable[[list[Result]], None]]] = []
         # What the next groups meet, in order.
         self.faults: list[Fault] = []
+        # An append for which this is True can't be stored.
+        self.poisoned: Callable[[Append], bool] = unstorable
         # While it is True groups wait for `release`.
         self.stall = False
         # Whether a probe is answered.
@@ -195,7 +197,7 @@ class MemoryWriter:
     def _one(self, append: Append) -> Result:
         logs = self._store.logs
         log = logs.get(append.mob_id)
-        if not all(storable(record.payload) for record in append.records):
+        if self.poisoned(append):
             return Result("offender", "its text can't be stored")
         if append.create is not None:
             if log is not None:
@@ -224,10 +226,10 @@ def decoded(mob_id: str, record: Record) -> Record:
     return msgspec.structs.replace(record, event=event, wire=None)
 
 
-def storable(text: str) -> bool:
-    """Whether a database could store a text: one with a lone surrogate is no Unicode."""
+def unstorable(append: Append) -> bool:
+    """Whether no database could store an append: a text with a lone surrogate is no Unicode."""
     try:
-        text.encode()
+        "".join(record.payload for record in append.records).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return True
+    return False
