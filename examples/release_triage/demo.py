@@ -27,6 +27,8 @@ ANALYSTS = ("analyst-1", "analyst-2", "analyst-3")
 HIDDEN = {"member_spawned", "executor_assigned"}
 # An agent works for at least this long on all chunks together, or there would be nothing to watch, and nothing to kill.
 WORK_S = 12.0
+# How long to wait for agents that were left out on purpose.
+MISSING_S = 5.0
 
 
 class Failed(Exception):
@@ -90,6 +92,8 @@ class Processes:
                     process.kill()
             await asyncio.gather(*(process.wait() for process in left))
         await asyncio.gather(*self._watchers)
+        if self.trouble.done():
+            self.trouble.exception()  # whoever ends everything knows
 
     def tails(self, lines: int = 12) -> str:
         """Return the last lines that each process wrote."""
@@ -227,7 +231,7 @@ class Demo:
         async def employ(member_id: str) -> None:
             for first_line, text in left:
                 content = mobd.blocks({"first_line": first_line, "stamped": stamped}, text)
-                output = await client.ask(MOB, member_id, content, timeout=self._options.timeout)
+                output = await client.ask(MOB, member_id, content, timeout=self._patience("analysts"))
                 parts.extend(output["parts"])
 
         killing = asyncio.create_task(self._kill(len(chunks)))
@@ -240,6 +244,9 @@ class Demo:
             await asyncio.gather(killing, *reading, return_exceptions=True)
         return parts
 
+    def _patience(self, agents: str) -> float:
+        return MISSING_S if agents == self._options.without else float(self._options.timeout)
+
     async def _kill(self, chunks: int) -> None:
         """Kill the server while a run is in flight and start it again; once more if no run outlived that."""
         while self.story.survivor is None:
@@ -247,7 +254,7 @@ class Demo:
             await self._processes.end("server", signal.SIGKILL)
             in_flight = self.story.running
             self.story.killed(in_flight)
-            print(f"server: pid {self.servers[-1]} killed with SIGKILL, {len(in_flight)} runs in flight", flush=True)
+            print(f"server: pid {self.servers[-1]} killed with SIGKILL during {', '.join(in_flight)}", flush=True)
             await self._serve()
             await self.story.until_ended(in_flight)
 
@@ -258,7 +265,7 @@ class Demo:
             taken = [waiting.pop(0)]
             while waiting and triage.size([*taken, waiting[0]]) <= 200 * 1024:
                 taken.append(waiting.pop(0))
-            output = await client.ask(MOB, "lead", {"parts": taken}, timeout=self._options.timeout)
+            output = await client.ask(MOB, "lead", {"parts": taken}, timeout=self._patience("lead"))
             if not waiting:
                 return str(output["report"])
             waiting = [*output["parts"], *waiting]
@@ -271,6 +278,9 @@ async def show(options: argparse.Namespace) -> None:
     except OSError as error:
         raise Failed(f"the log {options.log} can't be read: {error.strerror}") from None
     began = time.monotonic()
+    this = asyncio.current_task()
+    if this is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     with tempfile.TemporaryDirectory(prefix="mobd-demo-") as name:
         processes = Processes(Path(name))
         demo = Demo(Path(name), processes, options)
@@ -287,6 +297,7 @@ async def show(options: argparse.Namespace) -> None:
             print(processes.tails(), file=sys.stderr)
             raise
         finally:
+            work.cancel()
             await processes.end_all()
     print(f"\n{report}\n\nservers: {', '.join(map(str, demo.servers))}")
     if demo.story.survivor is None:
@@ -308,7 +319,7 @@ def main() -> int:
     except (Failed, mobd.Error) as failure:
         print(f"demo: {failure}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0
 
