@@ -15,7 +15,7 @@ help: ## list the targets
 setup: .venv/.mobd ## make .venv from the locked requirements, with mobd itself in it
 
 demo: setup ## a team of agents at work, end to end, in one terminal (LOG=path takes another log)
-	$(BIN)/python examples/release_triage/demo.py $(if $(LOG),--log $(LOG))
+	$(BIN)/python examples/release_triage/demo.py $(if $(LOG),--log "$(LOG)")
 
 serve: setup ## run a server on this machine
 	$(BIN)/mobd serve $(SERVE_ARGS)

@@ -141,10 +141,15 @@ class Story:
                     self.survivor = self.survivor or (event.run_id, event.member_id, begun, event.seq)
             self._told.notify_all()
 
-    async def until_running(self, settled: int) -> None:
-        """Return while a run is in flight, `settled` having ended before."""
+    async def until_running(self, chunks: int) -> None:
+        """Return in the middle of the work, while a run is in flight and has been for at least one event."""
         async with self._told:
-            await self._told.wait_for(lambda: self._running and self._settled >= settled)
+            await self._told.wait_for(
+                lambda: (
+                    self._settled >= chunks // 4
+                    and any(begun < self._seen or chunks == 1 for begun in self._running.values())
+                )
+            )
 
     def killed(self, in_flight: dict[str, int]) -> None:
         """Remember what was in flight when the server was killed."""
@@ -183,9 +188,9 @@ class Demo:
     async def run(self, text: str) -> str:
         """Show everything and return the report."""
         text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-        chunks = list(triage.split(text, max(16 * 1024, min(200 * 1024, len(text.encode()) // 12))))
-        if not chunks:
+        if not text.strip():
             raise Failed("the log is empty")
+        chunks = list(triage.split(text, max(16 * 1024, min(200 * 1024, len(text.encode()) // 12))))
         await self._serve()
         async with mobd.Client(self._target) as client:
             await client.ensure_mob(MOB, HERE / "definition.yaml")
@@ -193,7 +198,7 @@ class Demo:
                 await client.ensure_member(MOB, member_id, member_id.split("-")[0])
             watching = asyncio.create_task(self._watch(client))
             try:
-                await self._start_agents(self._options.work / len(chunks))
+                await self._start_agents(min(2.0, self._options.work / len(chunks)))
                 parts = await self._analyse(client, chunks, stamped=triage.is_stamped(triage.lines_of(text)[:200]))
                 report = await self._merge(client, parts)
                 head = (await client.get_mob(MOB)).head
@@ -250,7 +255,7 @@ class Demo:
     async def _kill(self, chunks: int) -> None:
         """Kill the server while a run is in flight and start it again; once more if no run outlived that."""
         while self.story.survivor is None:
-            await self.story.until_running(chunks // 4)
+            await self.story.until_running(chunks)
             await self._processes.end("server", signal.SIGKILL)
             in_flight = self.story.running
             self.story.killed(in_flight)
