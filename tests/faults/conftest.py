@@ -24,10 +24,16 @@ class World:
         return await self._stack.enter_async_context(Peer(served.target, mob_id))
 
     def agent(
-        self, served: Served, name: str, settings: Mapping[str, str] | None = None, *, capacity: int = 8
+        self,
+        served: Served,
+        name: str,
+        settings: Mapping[str, str] | None = None,
+        *,
+        capacity: int = 8,
+        members: int = 100,
     ) -> AgentProcess:
         """Start an agent process."""
-        agent = AgentProcess(self.folder, name, served.target, settings=settings, capacity=capacity)
+        agent = AgentProcess(self.folder, name, served.target, settings=settings, capacity=capacity, members=members)
         self._stack.callback(agent.kill9)
         return agent.start()
 

@@ -157,7 +157,10 @@ class Watcher:
         self.cursor = 0
         self.seen: list[int] = []
         self.kinds: dict[str, int] = {}
+        # How many streams broke, and whether there is one that has brought something.
         self.breaks = 0
+        self.live = False
+        self.consumed = 0
         self._peer = peer
         self._changes = changes
         self._task = asyncio.ensure_future(answered(self._once, 600))
@@ -176,9 +179,12 @@ class Watcher:
                     self.seen.append(event.seq)
                     self.cursor = event.seq
                     self.kinds[event.kind] = self.kinds.get(event.kind, 0) + 1
+                    self.consumed += sum(one.outcome == "consumed" for one in event.run_settled.outcomes)
+                self.live = True
                 self._changes.tell()
         finally:
-            self.breaks += 1
+            self.breaks += self.live
+            self.live = False
 
     async def reach(self, head: int, timeout_s: float = WAIT_S) -> None:
         """Return when it has come to `head`, or raise what stopped it."""

@@ -105,8 +105,14 @@ class Changes:
         if waiting is not None:
             waiting.set_result(None)
 
-    async def until(self, condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
-        """Return in the very step in which `condition` was seen to hold."""
+    async def until(
+        self,
+        condition: Callable[[], bool],
+        what: str,
+        timeout_s: float = WAIT_S,
+        state: Callable[[], str] = lambda: "",
+    ) -> None:
+        """Return in the very step in which `condition` was seen to hold; `state` is told if that takes too long."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not condition():
@@ -114,4 +120,4 @@ class Changes:
                         self._next = asyncio.get_running_loop().create_future()
                     await asyncio.shield(self._next)
         except TimeoutError:
-            raise AssertionError(f"not within {timeout_s} s: {what}") from None
+            raise AssertionError(f"not within {timeout_s} s: {what}; {state()}") from None

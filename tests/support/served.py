@@ -66,6 +66,7 @@ class Served:
 
     def spawn(self) -> Process:
         """Start the process and don't wait for it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._process = Process(["-m", "mobd_server", "serve"], self.settings, self.log)
         self.pids.append(self._process.pid)
         return self._process
