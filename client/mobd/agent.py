@@ -141,8 +141,8 @@ class Agent:
             asyncio.get_running_loop(),
             lambda run_id, report: thread.post(connection.finish, run_id, report),
         )
-        self._serving = serving = _Serving(thread, connection)
-        running = asyncio.wrap_future(thread.submit(serving.run(turns)))
+        self._serving = serving = _Serving(thread, connection, turns)
+        running = asyncio.wrap_future(thread.submit(serving.run()))
         if self._drain_early:
             self._drain()
         try:
@@ -214,19 +214,22 @@ class Agent:
 class _Serving:
     """One use of an agent."""
 
-    def __init__(self, thread: LoopThread, connection: Connection) -> None:
+    def __init__(self, thread: LoopThread, connection: Connection, turns: Turns) -> None:
         self.thread = thread
         self.connection = connection
+        self._turns = turns
         self._ended = threading.Event()
 
-    async def run(self, turns: Turns) -> None:
+    async def run(self) -> None:
         try:
-            await self.connection.run(turns)
+            await self.connection.run(self._turns)
         finally:
             self._ended.set()
 
     def leave(self) -> None:
         """Leave at once, and return when the server knows or was given the time to."""
+        # What is raised next may be raised within a turn: it must not be taken for a failure of it.
+        self._turns.leaving = True
         self.thread.post(self.connection.leave)
         self._ended.wait(LEAVE_S)
 

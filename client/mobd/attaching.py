@@ -195,6 +195,8 @@ class Stream:
         raise Broken(f"{self._interests.target} ended the stream")
 
     def _ended(self, error: errors.Error) -> Exception:
+        # grpc.aio overwrites the status of a stream that ended while something was written to it (grpc issue 36066):
+        # then this is INTERNAL whatever the server said, and the next stream hears it again.
         if error.code in HOPELESS:
             return errors.AgentStopped(
                 f"{self._interests.target} refuses this agent: {error}",

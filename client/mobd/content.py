@@ -50,10 +50,10 @@ def dump(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
-    except TypeError as error:
-        raise ValueError(f"can't be JSON: {error}") from None
     except UnicodeEncodeError:
         raise ValueError("can't be JSON: it holds half of a surrogate pair") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"can't be JSON: {error}") from None
     except RecursionError:
         raise ValueError(f"can't be JSON: it nests more than {MAX_NESTING} levels deep") from None
     if _nests_deeper(text):

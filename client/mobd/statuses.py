@@ -107,7 +107,7 @@ def of_rpc(error: grpc.aio.AioRpcError) -> Error:
                 reason, details = info.reason, dict(info.metadata)
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             request = error_details_pb2.BadRequest.FromString(detail.value)
-            violations = [Violation(one.field, one.description, one.reason) for one in request.field_violations]
+            violations = [_violation(one) for one in request.field_violations]
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToMicroseconds() / 1e6
     kind = REASONS.get(reason) or CODES.get(code, Error)
@@ -119,6 +119,11 @@ def of_rpc(error: grpc.aio.AioRpcError) -> Error:
         violations=tuple(violations),
         retry_after=retry_after,
     )
+
+
+def _violation(one: error_details_pb2.BadRequest.FieldViolation) -> Violation:
+    # The oldest googleapis-common-protos that will do has no name for the rule.
+    return Violation(one.field, one.description, getattr(one, "reason", ""))
 
 
 def _details(error: grpc.aio.AioRpcError) -> list[Any]:

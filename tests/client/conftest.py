@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
-from tests.client.peer import Peer, Said
-from tests.client.peer import peer as serve_peer
+from tests.client.peer import Peer, Said, serve_peer
 
 
 @pytest_asyncio.fixture

@@ -100,6 +100,8 @@ class Link:
             async with self._changed:
                 self.heard.extend(request.frames)
                 self._changed.notify_all()
+            if any(frame.HasField("detach") for frame in request.frames):
+                self.end()
 
     async def hear(self, kind: str) -> Any:
         """Return the next entry that is no heartbeat, which must be of this kind."""
@@ -271,7 +273,7 @@ def _codec(service: str, name: str) -> tuple[Callable[[bytes], Any], Callable[[A
 
 
 @asynccontextmanager
-async def peer() -> AsyncIterator[Peer]:
+async def serve_peer() -> AsyncIterator[Peer]:
     """A server for the block."""
     one = Peer()
     await one.start()

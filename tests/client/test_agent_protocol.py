@@ -250,6 +250,7 @@ async def test_an_unknown_role_ends_the_agent_with_what_the_server_says(peer: Pe
     worker = Worker(peer)
     async with worker.serving() as serving:
         link = await peer.link()
+        await link.hear("hello")
         link.say(
             reject=agents_pb2.Reject(
                 cause=agents_pb2.REJECT_REASON_UNKNOWN_ROLE, message="no role 'worker': the roles are lead"
@@ -264,6 +265,7 @@ async def test_a_rejection_for_now_is_tried_again(peer: Peer) -> None:
     worker = Worker(peer)
     async with worker.serving():
         link = await peer.link()
+        await link.hear("hello")
         link.say(
             reject=agents_pb2.Reject(
                 cause=agents_pb2.REJECT_REASON_MOB_UNAVAILABLE, message="not now", retry_after=duration(0.001)
@@ -322,6 +324,7 @@ async def test_a_frame_that_the_server_refuses_ends_the_agent(peer: Peer) -> Non
     worker = Worker(peer)
     async with worker.serving() as serving:
         link = await peer.link()
+        await link.hear("hello")
         link.end(refusal(Code.INVALID_ARGUMENT, "FIELD_INVALID", "frames[0].hello.capacity: must be at most 256"))
         with pytest.raises(mobd.AgentStopped, match="must be at most 256"):
             await asyncio.wait_for(serving, WAIT_S)
@@ -349,7 +352,6 @@ async def test_a_drain_finishes_runs_declines_others_and_detaches(peer: Peer) ->
         await second.hear("run_result")
         second.settle("run-1")
         await second.hear("detach")
-        second.end()
         await asyncio.wait_for(serving, WAIT_S)
 
 
@@ -369,7 +371,6 @@ async def test_running_serves_for_a_block_and_drains_at_its_end(peer: Peer) -> N
     await link.hear("drain")
     link.settle("run-1")
     await link.hear("detach")
-    link.end()
     await asyncio.wait_for(task, WAIT_S)
 
 
@@ -382,7 +383,6 @@ async def test_a_cancelled_agent_detaches(peer: Peer, said: Said) -> None:
         await asyncio.wait_for(worker.called.wait(), WAIT_S)
         serving.cancel()
         await link.hear("detach")
-        link.end()
         await said.saying("1 runs are given back")
     assert len(worker.calls) == 1
 

@@ -1,0 +1,103 @@
+"""A watch goes on from its cursor, whatever ends its streams: each event once, in order."""
+
+import asyncio
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from tests.client.peer import MOB, Code, Peer, Refusal, refusal
+
+import mobd
+from mobd.v1 import events_pb2
+
+pytestmark = [pytest.mark.floor, pytest.mark.asyncio]
+
+CUT = Refusal(Code.UNAVAILABLE, "Socket closed")
+SLOW = refusal(Code.RESOURCE_EXHAUSTED, "SLOW_READER", retry_after=0.001, cursor="2")
+
+
+def page(*seqs: int) -> events_pb2.WatchEventsResponse:
+    events = [events_pb2.Event(seq=seq, kind="input_accepted") for seq in seqs]
+    return events_pb2.WatchEventsResponse(page=events_pb2.EventPage(events=events))
+
+
+def bookmark(cursor: int, log_id: str = "log-1") -> events_pb2.WatchEventsResponse:
+    return events_pb2.WatchEventsResponse(bookmark=events_pb2.Bookmark(cursor=cursor, head=cursor, log_id=log_id))
+
+
+def starts(requests: list[Any]) -> list[tuple[Any, str]]:
+    return [(getattr(one.start, one.start.WhichOneof("start")), one.log_id) for one in requests]
+
+
+@pytest.mark.parametrize(
+    "cut", [CUT, SLOW, Refusal(Code.CANCELLED), refusal(Code.UNAVAILABLE, "DRAINING", retry_after=0.001)]
+)
+async def test_a_cut_stream_is_resumed_without_gap_or_duplicate(peer: Peer, cut: Refusal) -> None:
+    script = peer.script("WatchEvents")
+    # The second stream repeats what the client has, as a careless server would.
+    script.will([bookmark(0), page(1, 2), cut], [bookmark(2), page(2, 3), page(4), cut], [bookmark(4), page(5)])
+    async with mobd.Client(peer.target) as client:
+        watch = client.watch_events(MOB, after=0)
+        seen = [event.seq async for event in watch]
+    assert seen == [1, 2, 3, 4, 5]
+    assert starts(script.requests) == [(0, ""), (2, "log-1"), (4, "log-1")]
+    assert (watch.cursor, watch.log_id) == (5, "log-1")
+
+
+async def test_a_watch_outlives_a_restart_of_the_server(peer: Peer) -> None:
+    script = peer.script("WatchEvents")
+    script.will([bookmark(0), page(1), asyncio.Event()], [bookmark(1), page(2)])
+    async with mobd.Client(peer.target) as client, aclosing(client.watch_events(MOB)) as watch:
+        assert (await anext(watch)).seq == 1
+        following = asyncio.ensure_future(anext(watch))
+        await peer.stop()
+        await peer.start()
+        assert (await following).seq == 2
+
+
+async def test_bookmarks_move_the_cursor_over_what_the_filter_left_out(peer: Peer) -> None:
+    script = peer.script("WatchEvents")
+    script.will([bookmark(0), page(3), bookmark(90), CUT], [bookmark(90), page(91)])
+    async with mobd.Client(peer.target) as client:
+        seen = [event.seq async for event in client.watch_events(MOB, kinds=["x"], members=["lead"])]
+    assert seen == [3, 91]
+    assert starts(script.requests) == [(0, ""), (90, "log-1")]
+    assert list(script.requests[1].filter.kinds) == ["x"]
+    assert list(script.requests[1].filter.member_ids) == ["lead"]
+
+
+async def test_a_watch_from_now_begins_where_its_first_bookmark_says(peer: Peer) -> None:
+    script = peer.script("WatchEvents")
+    script.will([CUT], [bookmark(40), CUT], [bookmark(40), page(41)])
+    async with mobd.Client(peer.target) as client:
+        assert [event.seq async for event in client.watch_events(MOB, after=None)] == [41]
+    assert starts(script.requests) == [(True, ""), (True, ""), (40, "log-1")]
+
+
+async def test_a_watch_can_begin_at_a_time(peer: Peer) -> None:
+    script = peer.script("WatchEvents")
+    script.will([bookmark(7), page(8)])
+    async with mobd.Client(peer.target) as client:
+        since = datetime(2025, 3, 4, tzinfo=UTC)
+        assert [event.seq async for event in client.watch_events(MOB, since=since)] == [8]
+    assert script.requests[0].start.since.ToDatetime(UTC) == since
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        (refusal(Code.OUT_OF_RANGE, "LOG_CHANGED"), mobd.LogChanged),
+        (refusal(Code.OUT_OF_RANGE, "CURSOR_AHEAD", head="3"), mobd.CursorAhead),
+        (refusal(Code.NOT_FOUND, "MOB_NOT_FOUND"), mobd.MobNotFound),
+        # Made by gRPC itself for a message that is too large: another stream would end so, too.
+        (Refusal(Code.RESOURCE_EXHAUSTED), mobd.ResourceExhausted),
+    ],
+)
+async def test_a_watch_that_can_not_go_on_says_why(peer: Peer, end: Refusal, kind: type[mobd.Error]) -> None:
+    peer.script("WatchEvents").will([bookmark(0), page(1), end])
+    async with mobd.Client(peer.target) as client:
+        watch = client.watch_events(MOB)
+        assert (await anext(watch)).seq == 1
+        with pytest.raises(kind):
+            await anext(watch)
