@@ -18,12 +18,13 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from mobd_server.cli import app  # noqa: PLC0415 it may not be there
+
+        app()
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in EXTRA:
             raise
         print(f"mobd: {missing.name} is missing: pip install 'mobd[server]' installs the server", file=sys.stderr)
         sys.exit(1)
-    app()
 
 
 if __name__ == "__main__":

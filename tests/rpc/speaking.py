@@ -1,6 +1,7 @@
 """Speaking to a server as any client might: by stubs, and by bytes that no stub would send."""
 
-from typing import Any
+import asyncio
+from typing import Any, Self
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
@@ -9,6 +10,7 @@ from msgspec import Struct
 from tests.rpc.cases import full_path
 
 from mobd.v1 import (
+    agents_pb2,
     agents_pb2_grpc,
     bridge_pb2,
     bridge_pb2_grpc,
@@ -18,6 +20,7 @@ from mobd.v1 import (
     members_pb2_grpc,
     mobs_pb2,
     mobs_pb2_grpc,
+    runs_pb2,
     runs_pb2_grpc,
     server_pb2_grpc,
 )
@@ -57,6 +60,14 @@ def _take(found: Refusal, detail: Any) -> None:
         found.fields = {one.field: one.description for one in bad.field_violations}
     elif detail.Unpack(retry):
         found.retry = True
+
+
+async def rest_of(call: Any) -> list[Any]:
+    """Read a stream to its end."""
+    answers = []
+    while (answer := await call.read()) is not grpc.aio.EOF:
+        answers.append(answer)
+    return answers
 
 
 class Speaker:
@@ -120,3 +131,71 @@ class Speaker:
             return refusal_of(error)
         call.cancel()
         return bytes(answer)
+
+
+class RawAgent:
+    """An agent made of frames: it serves what it is asked to, and answers runs when the test says so."""
+
+    def __init__(self, speaker: Speaker, mob_id: str = "m", host_id: str = "host", **hello: Any) -> None:
+        self._call: Any = speaker.agents.Attach()
+        self._hello = {"serves": [agents_pb2.Serve(role="lead")], "capacity": 1, "max_members": 10, **hello}
+        self._mob_id, self._host_id = mob_id, host_id
+        self._frames: list[agents_pb2.ServerFrame] = []
+
+    async def __aenter__(self) -> Self:
+        hello = agents_pb2.Hello(mob_id=self._mob_id, host_id=self._host_id, incarnation="1", protocol=1, **self._hello)
+        await self.send(hello=hello)
+        self.welcome = (await self.next("welcome")).welcome
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.cancel()
+
+    async def send(self, **frame: Any) -> None:
+        await self._call.write(agents_pb2.AttachRequest(frames=[agents_pb2.AgentFrame(**frame)]))
+
+    async def next(self, kind: str) -> agents_pb2.ServerFrame:
+        """Return the next frame of a kind; members are taken on the way."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while True:
+                while not self._frames:
+                    response = await self._call.read()
+                    assert response is not grpc.aio.EOF, f"the stream ended before {kind}"
+                    self._frames.extend(response.frames)
+                frame = self._frames.pop(0)
+                if frame.WhichOneof("frame") == "assign":
+                    fence = frame.assign.executor_fence
+                    await self.send(
+                        assigned=agents_pb2.Assigned(member_id=frame.assign.member_id, executor_fence=fence)
+                    )
+                if frame.WhichOneof("frame") == kind:
+                    return frame
+
+    async def accept_run(self) -> agents_pb2.StartRun:
+        """Return the next run, accepted."""
+        run = (await self.next("start_run")).start_run
+        await self.send(run_accepted=agents_pb2.RunAccepted(run_id=run.run_id, executor_fence=run.executor_fence))
+        return run
+
+    async def succeed(self, run: agents_pb2.StartRun, output_json: str = '{"n": 1}') -> None:
+        await self.send(
+            run_result=agents_pb2.RunResult(
+                run_id=run.run_id,
+                executor_fence=run.executor_fence,
+                output_json=output_json,
+                usage=runs_pb2.Usage(input_tokens=3, detail_json='{"k": 1}'),
+            )
+        )
+        await self.next("run_settled")
+
+    async def fail(self, run: agents_pb2.StartRun, *, retryable: bool) -> None:
+        await self.send(
+            run_failed=agents_pb2.RunFailed(
+                run_id=run.run_id,
+                executor_fence=run.executor_fence,
+                kind=agents_pb2.FAILURE_KIND_ERROR,
+                message="boom",
+                retryable=retryable,
+            )
+        )
+        await self.next("run_settled")

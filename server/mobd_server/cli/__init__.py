@@ -56,7 +56,7 @@ def migrate(config: ConfigFile = None) -> None:
 @app.command("check-config")
 def check_config(config: ConfigFile = None) -> None:
     """Check the settings and show each of them, with what it is for."""
-    from mobd_server.cli.serving import check_config
+    from mobd_server.cli.settings import check_config
 
     check_config(config)
 
@@ -64,7 +64,7 @@ def check_config(config: ConfigFile = None) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of definitions."""
-    from mobd_server.cli.serving import schema
+    from mobd_server.cli.settings import schema
 
     schema()
 
