@@ -135,18 +135,13 @@ class AgentPeer:
         # Everything that was sent to it, in order; how far the test has looked.
         self.frames: list[f.ServerFrame] = []
         self.error: Exception | None = None
-        self.cuts: list[Connection] = []
         self._ended = False
         self.connection: Connection = self._open()
 
     def _open(self) -> Connection:
-        connection = self.world.hub.open("anonymous", self._cut)
+        connection = self.world.hub.open("anonymous")
         self._pump = asyncio.ensure_future(self._read(connection))
         return connection
-
-    def _cut(self) -> None:
-        self.cuts.append(self.connection)
-        self.break_off()
 
     async def _read(self, connection: Connection) -> None:
         try:

@@ -195,6 +195,40 @@ async def test_an_agent_that_detaches_gives_everything_back_and_its_stream_ends_
     assert other.take(a.SendStartRun)[0].inputs[0].attempt == 1
 
 
+async def test_an_agent_that_detaches_right_after_a_result_still_learns_what_became_of_it() -> None:
+    world = HubWorld()
+    await world.create("ada")
+    agent = await AgentPeer(world).serve()
+    await world.deliver("i1")
+    start = await agent.accept_run()
+    await agent.say(result(start), f.Detach())
+    assert [one.disposition for one in agent.take(a.SendSettled)] == ["committed"]
+    assert agent.ended()
+
+
+async def test_an_agent_that_speaks_again_while_it_is_being_closed_is_attached_anew() -> None:
+    world = HubWorld()
+    await world.create("ada")
+    agent = await AgentPeer(world).serve()
+    await world.elapse(TERMS.lease_s + 3)
+    world.writer.open = False
+    await world.elapse(TERMS.grace_s + 2)
+    await agent.beat()
+    world.writer.commit()
+    world.writer.open = True
+    await ticks()
+    world.clock.advance(0.01)
+    await ticks()
+    if world.writer.in_flight():
+        world.writer.commit()
+    await ticks()
+    assert await closings(world) == ["lost"]
+    first, second = agent.take(f.Welcome)
+    assert first.attachment_id != second.attachment_id
+    assert not agent.ended()
+    assert agent.connectivity == "connected"
+
+
 async def test_an_agent_that_detaches_while_the_store_is_away_is_not_waited_for_afterwards() -> None:
     world = HubWorld()
     await world.create("ada")

@@ -12,7 +12,6 @@ from tests.support.loops import ticks
 
 from mobd_server.actors import frames as f
 from mobd_server.actors.connection import OUTBOX_BYTES, TAKE_BYTES, TAKE_FRAMES, Connection
-from mobd_server.actors.hub import CUT_S
 from mobd_server.errors import Unavailable
 from mobd_server.machines import answers as a
 from mobd_server.machines import commands as c
@@ -21,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def stream() -> Connection:
-    return Connection(ManualClock(), "anonymous", lambda: None)
+    return Connection(ManualClock(), "anonymous")
 
 
 def start_run(size: int) -> a.SendStartRun:
@@ -93,10 +92,6 @@ async def test_an_agent_that_does_not_read_is_ended_and_suspended_and_gets_every
     ]
     with pytest.raises(Unavailable):
         await agent.connection.take()
-    await world.elapse(CUT_S - 1)
-    assert agent.cuts == []
-    await world.elapse(5)
-    assert len(agent.cuts) == 1
     await agent.reconnect()
     assert sorted(one.member_id for one in agent.take(a.SendStartRun)) == sorted(names[:9])
 

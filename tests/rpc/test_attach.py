@@ -306,3 +306,23 @@ async def test_a_large_role_is_assigned_in_messages_that_fit(peer: Speaker) -> N
     await until_suspended(peer)
     again, _ = await attached(peer, max_members=1_000)
     assert len([await again.next() for _ in range(500)]) == 500
+
+
+async def test_an_agent_that_reads_too_slowly_learns_why_its_stream_ended(peer: Speaker) -> None:
+    names = [f"m{place}" for place in range(64)]
+    stream = await serving(peer, *names, capacity=64, max_members=64)
+    await stream.send({"heartbeat": pb.Heartbeat()})
+    assert isinstance(await stream.next(), pb.HeartbeatAck)
+    for name in names:
+        await peer.deliver(name, f"for-{name}", "x" * 200_000)
+        if (await listed(peer)).connectivity == common_pb2.CONNECTIVITY_SUSPENDED:
+            break
+    rest, code, refusal = await stream.ended()
+    assert len(rest) < 32
+    assert rest[-1].reason == pb.GOODBYE_REASON_SLOW
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert refusal is not None
+    assert refusal.retry
+    again, welcome = await attached(peer, capacity=64, max_members=64)
+    assert welcome.resumed
+    assert isinstance(await again.next(), pb.Assign)

@@ -1,7 +1,7 @@
 """One stream of one agent: what waits to be sent to it, and where it stands."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal
 
 from mobd_server.actors.bell import Bell
@@ -39,8 +39,6 @@ class Connection:
         "attachment_id",
         "call",
         "crew",
-        "cut",
-        "cut_due",
         "draining",
         "due",
         "held",
@@ -53,7 +51,7 @@ class Connection:
         "unread",
     )
 
-    def __init__(self, clock: Clock, principal: str, cut: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, principal: str) -> None:
         self.state: State = "new"
         self.call = Call(principal)
         self.hello: Hello | None = None
@@ -74,9 +72,6 @@ class Connection:
         self.unread = False
         # It sent something that could not be decided, and must send it again.
         self.missed = False
-        # Ends a stream whose agent does not read what is left to send, and when.
-        self.cut = cut
-        self.cut_due = 0.0
         self._frames: deque[tuple[int, ServerFrame]] = deque()
         self._bytes = 0
         self._ack = False

@@ -393,13 +393,18 @@ class Crew:
         return True
 
     def _closed(self, presence: Presence, reply: Reply) -> None:
-        connection = presence.connection
-        if reply.error is not None:
+        if reply.error is None:
+            # Not at once: what the same commit releases is still to be sent.
+            self._shared.later(partial(self._part, presence))
+        else:
             presence.asked = False
             presence.due = self._shared.patience.after(COME_BACK_S)
-            return
+
+    def _part(self, presence: Presence) -> None:
+        connection = presence.connection
         self._remove(presence)
-        if connection is None:
+        # It may have spoken again meanwhile, and is being attached anew.
+        if connection is None or connection.presence is not presence:
             return
         if presence.closing == "detached":
             connection.end()
@@ -450,7 +455,8 @@ class Crew:
         return presence
 
     def _remove(self, presence: Presence) -> None:
-        self.presences.pop(presence.attachment_id, None)
+        if self.presences.get(presence.attachment_id) is presence:
+            del self.presences[presence.attachment_id]
         self.connected.discard(presence.attachment_id)
 
 

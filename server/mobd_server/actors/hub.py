@@ -22,8 +22,6 @@ from mobd_server.ports import Clock, Store
 
 # What the hub does by itself is done a little at a time, each decision taking up to some milliseconds.
 WORK_AT_ONCE: Final = 4
-# How long a stream that has ended may take to deliver what is left, in seconds.
-CUT_S: Final = 5.0
 MAX_TICK_S: Final = 1.0
 
 NOBODY: Final[frozenset[str]] = frozenset()
@@ -108,11 +106,11 @@ class Hub:
 
     # What the transport of streams calls.
 
-    def open(self, principal: str, cut: Callable[[], None]) -> Connection:
-        """Take a new stream; `cut` ends it without regard to what is left to send. Raises Draining."""
+    def open(self, principal: str) -> Connection:
+        """Take a new stream. Raises Draining."""
         if self._draining:
             raise Draining("the server shuts down: attach to another, or when it is back")
-        connection = Connection(self._clock, principal, cut)
+        connection = Connection(self._clock, principal)
         connection.due = self._patience.after(self._terms.hello_s)
         self._connections[connection] = None
         self._patience.start()
@@ -163,17 +161,12 @@ class Hub:
         for connection in list(self._connections):
             if connection.state == "new" and time >= connection.due:
                 connection.end(error=hello_missing(f"must arrive within {self._terms.hello_s:g} seconds"))
-            elif connection.state == "ended":
-                if not connection.cut_due:
-                    connection.cut_due = self._patience.after(CUT_S)
-                elif time >= connection.cut_due:
-                    connection.cut()
         for crew in list(self._crews.values()):
             if crew.empty:
                 del self._crews[crew.mob_id]
             else:
                 crew.expire()
-        if not self._crews and not self._connections:
+        if not self._crews and all(connection.state == "ended" for connection in self._connections):
             self._patience.stop()
 
     def _journal_changed(self, down: bool) -> None:

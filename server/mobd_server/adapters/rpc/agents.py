@@ -20,13 +20,7 @@ class AgentServicer:
         self, requests: AsyncIterator[agents_pb2.AttachRequest], call: Call
     ) -> AsyncIterator[agents_pb2.AttachResponse]:
         """Serve one stream until either side ends it."""
-        task = asyncio.current_task()
-        assert task is not None
-
-        def cut() -> None:
-            task.cancel()
-
-        connection = self._hub.open(call.principal, cut)
+        connection = self._hub.open(call.principal)
         reader = asyncio.create_task(self._read(connection, requests))
         responses = Responses()
         try:
