@@ -203,7 +203,9 @@ class Stream:
                 reason=error.reason or "PROTOCOL",
                 code=error.code,
             )
-        return Broken(f"no connection to {self._interests.target}: {error}", error.retry_after)
+        # What gRPC says of a failed attempt ends with what the system said.
+        why = error.message.rpartition(": ")[2] if error.message.startswith("failed to connect") else error.message
+        return Broken(f"no connection to {self._interests.target}: {why}", error.retry_after)
 
     def _hear(self, frame: agents_pb2.ServerFrame) -> None:
         holding = self._holding

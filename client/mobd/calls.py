@@ -131,14 +131,14 @@ async def unary(target: str, method: Callable[..., Awaitable[Answer]], request: 
         except grpc.aio.AioRpcError as failure:
             error = statuses.of_rpc(failure)
         left = deadline - loop.time()
-        if error.code is Code.DEADLINE_EXCEEDED and left <= FIRST_PAUSE_S:
-            raise _timed_out(target, timeout, last) from None
-        if not passes(error) and error.code is not Code.DEADLINE_EXCEEDED:
-            raise error
-        last = error
+        late = error.code is Code.DEADLINE_EXCEEDED
+        if not late:
+            if not passes(error):
+                raise error
+            last = error
         pause = pauses.next_s(error.retry_after)
         if pause >= left:
-            raise error
+            raise _timed_out(target, timeout, last) if late else error
         await asyncio.sleep(pause)
 
 

@@ -62,7 +62,7 @@ class Connection:
             return
         self._holding.draining = True
         held = len(self._holding.runs)
-        log.info("draining: %s%s", f"{held} runs are finished first" if held else "nothing is in flight", hint)
+        log.info("draining: %s%s", f"{_runs(held)} to finish first" if held else "nothing is in flight", hint)
         if self._stream is not None and self._stream.attached.is_set():
             self._stream.outbox.put(Frame(drain=agents_pb2.Drain()))
         if self._drain_s is not None:
@@ -73,7 +73,7 @@ class Connection:
         """Leave at once; what is held is given back."""
         held = sum(one.report is None for one in self._holding.runs.values())
         if held and not self._leave.is_set():
-            log.warning("leaving: %d runs are given back and will run again", held)
+            log.warning("leaving: %s given back, to run again", _runs(held))
         self._leave.set()
 
     def _leave_if_done(self) -> None:
@@ -127,7 +127,7 @@ class Connection:
 
     def _lost(self, why: str) -> None:
         held = len(self._holding.runs)
-        going_on = f"; {held} runs go on" if held else ""
+        going_on = f"; {_runs(held)} in flight, kept" if held else ""
         self._attachment.say(f"{why}{going_on}; trying again", logging.WARNING)
 
     async def _watch_loop(self) -> None:
@@ -146,3 +146,7 @@ class Connection:
                     self._blocked_s,
                 )
                 await answered
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -383,7 +383,7 @@ async def test_a_cancelled_agent_detaches(peer: Peer, said: Said) -> None:
         await asyncio.wait_for(worker.called.wait(), WAIT_S)
         serving.cancel()
         await link.hear("detach")
-        await said.saying("1 runs are given back")
+        await said.saying("leaving: 1 run given back")
     assert len(worker.calls) == 1
 
 
