@@ -65,7 +65,8 @@ class Processes:
     async def _watch(self, name: str, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
         if process.pid not in self._meant and not self.trouble.done():
-            self.trouble.set_exception(Failed(f"{name} ended with {code}: see its log above"))
+            missing = "" if name == "server" else f"an agent of role {name.partition('-')[0]} is missing: "
+            self.trouble.set_exception(Failed(f"{missing}{name} ended with {code}, see its log above"))
 
     async def end(self, name: str, how: signal.Signals) -> None:
         """Send a signal and wait until the process is gone."""

@@ -2,11 +2,12 @@
 
 import random
 import re
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from tests.support.processes import Process
+from tests.support.processes import ROOT, Process
 
 import make_log
 
@@ -14,8 +15,8 @@ DEMO = "examples/release_triage/demo.py"
 SHOWN = ("critical", "error", "warning")
 
 
-async def run_demo(folder: Path, *arguments: str) -> tuple[int, str]:
-    process = Process([DEMO, *arguments], {}, folder / "demo.out")
+async def run_demo(folder: Path, *arguments: str, demo: str = DEMO) -> tuple[int, str]:
+    process = Process([demo, *arguments], {}, folder / "demo.out")
     try:
         code = await process.ended(90)
     finally:
@@ -45,6 +46,7 @@ async def test_the_report_equals_an_independent_count_and_a_run_outlives_the_ser
     pids = re.findall(r"^server: pid (\d+) on ", out, re.MULTILINE)
     assert len(pids) >= 2
     assert len(set(pids)) == len(pids)
+    assert not any(Path("/proc", pid).exists() for pid in pids)
     assert re.search(rf"^servers: {', '.join(pids)}", out, re.MULTILINE), out
     survivor = re.search(
         r"^survived the kill: (\S+) of (analyst-\d), begun at event (\d+), settled at (\d+)", out, re.MULTILINE
@@ -70,6 +72,19 @@ async def test_without_its_agents_the_demo_fails_and_names_the_role(tmp_path: Pa
     code, out = await run_demo(tmp_path, "--log", str(tmp_path / "any.log"), "--without", left_out, "--work", "2")
     assert code == 1, out
     assert f"no agent serves role {role}" in out.splitlines()[-1]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.asyncio
+async def test_agents_that_can_not_start_are_named_with_what_they_said(tmp_path: Path) -> None:
+    copy = tmp_path / "release_triage"
+    shutil.copytree((ROOT / DEMO).parent, copy)
+    analyst = copy / "analyst.py"
+    analyst.write_text(analyst.read_text().replace("import mobd\n", "import mobd_of_old\n"))
+    code, out = await run_demo(tmp_path, demo=str(copy / "demo.py"))
+    assert code == 1, out
+    assert "No module named 'mobd_of_old'" in out
+    assert "an agent of role analyst is missing" in out.splitlines()[-1]
 
 
 @pytest.mark.timeout(60)
