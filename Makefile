@@ -7,7 +7,7 @@ PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ign
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs-check bench lock clean
+.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs-check bench mutants lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ docs-check: setup ## generated pages are fresh
 
 bench: setup ## measure deliveries
 	$(BIN)/python bench/deliver.py $(BENCH_ARGS)
+
+mutants: setup ## take out one rule at a time and see that a test notices; minutes (MUTANTS=word takes some)
+	$(BIN)/python scripts/mutants.py $(MUTANTS)
 
 UV_COMPILE = $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(LOCK_ARGS)
