@@ -4,7 +4,7 @@
 raised as the class of its reason, under `Error`. Messages of the protocol are in `mobd.v1`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mobd.agent import Agent
 from mobd.client import Client
@@ -153,14 +153,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        # Reading the metadata takes longer than all of this package's own code: only who asks waits for it.
-        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+if TYPE_CHECKING:
+    __version__: str
+else:
 
-        try:
-            return version("mobd")
-        except PackageNotFoundError:
-            return "0+unknown"
-    message = f"module 'mobd' has no attribute '{name}'"
-    raise AttributeError(message)
+    def __getattr__(name: str) -> str:
+        if name == "__version__":
+            # Reading the metadata takes longer than all of this package's own code: only who asks waits for it.
+            from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+            try:
+                return version("mobd")
+            except PackageNotFoundError:
+                return "0+unknown"
+        message = f"module 'mobd' has no attribute '{name}'"
+        raise AttributeError(message)

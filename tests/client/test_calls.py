@@ -278,7 +278,7 @@ async def test_an_ask_that_takes_too_long_says_what_it_waits_for_and_how_to_join
     peer.script("WatchInput").will([waits, asyncio.Event()])
     async with mobd.Client(peer.target) as client:
         with pytest.raises(mobd.AskTimeout) as late:
-            await client.ask(MOB, "lead", "x", input_id="key-1", timeout=0.3)
+            await client.ask(MOB, "lead", "x", input_id="key-1", timeout=1)
     assert "no agent serves role analyst" in str(late.value)
     assert "input_id='key-1' joins this input" in str(late.value)
     assert (late.value.input_id, late.value.waiting_reason) == ("key-1", "no agent serves role analyst")
