@@ -24,7 +24,7 @@ class Rush:
     def __init__(self, served: Served, members: list[str]) -> None:
         self.acknowledged: dict[tuple[str, str], str] = {}
         self.refused: list[tuple[grpc.StatusCode, str]] = []
-        # Answers that came after the signal and before anything was refused.
+        # Answers of the process that had the signal.
         self.answered_late = 0
         self._served = served
         self._members = members
@@ -43,7 +43,7 @@ class Rush:
 
         self.acknowledged[member_id, input_id] = await answered(once)
         if self._asked:
-            self.answered_late += not self.refused and self._served.process.code is None
+            self.answered_late += len(self._served.pids) == 1
         else:
             self._asked = True
             self._served.process.send(signal.SIGTERM)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import signal
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,15 +44,23 @@ def content(**order: Any) -> common_pb2.Content:
     return common_pb2.Content(blocks=[common_pb2.Block(text=json.dumps(order))])
 
 
-def reason(error: grpc.aio.AioRpcError) -> str:
-    """Return the reason in the error's ErrorInfo: empty if the server's own code did not make the error."""
+def _details(error: grpc.aio.AioRpcError) -> Iterator[Any]:
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
-            info = error_details_pb2.ErrorInfo()
-            for detail in status_pb2.Status.FromString(value).details:
-                if detail.Unpack(info):
-                    return str(info.reason)
-    return ""
+            yield from status_pb2.Status.FromString(value).details
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    """Return the reason in the error's ErrorInfo: empty if the server's own code did not make the error."""
+    info = error_details_pb2.ErrorInfo()
+    return next((str(info.reason) for detail in _details(error) if detail.Unpack(info)), "")
+
+
+def pause_s(error: grpc.aio.AioRpcError) -> float:
+    """Return how long to wait before the call is repeated: what the server asks for, or a moment."""
+    retry = error_details_pb2.RetryInfo()
+    asked = next((retry.retry_delay.ToTimedelta() for detail in _details(error) if detail.Unpack(retry)), None)
+    return asked.total_seconds() if asked is not None else PAUSE_S
 
 
 async def answered(call: Callable[[], Awaitable[T]], timeout_s: float = WAIT_S * 2) -> T:
@@ -64,7 +72,8 @@ async def answered(call: Callable[[], Awaitable[T]], timeout_s: float = WAIT_S *
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
                     raise
-            await asyncio.sleep(PAUSE_S)  # noqa: TID251 a caller waits before it repeats a call
+                pause = pause_s(error)
+            await asyncio.sleep(pause)  # noqa: TID251 a caller waits before it repeats a call
 
 
 class Peer:
