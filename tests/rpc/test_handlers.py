@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from mobd.v1 import events_pb2, mobs_pb2, runs_pb2, server_pb2
 from mobd_server.actors.links import Call
-from mobd_server.adapters.rpc.handlers import InFlight, method_name, service_handler
+from mobd_server.adapters.rpc.handlers import Gate, method_name, service_handler
 from mobd_server.errors import Draining, MobNotFound
 
 pytestmark = pytest.mark.asyncio
@@ -64,7 +64,7 @@ async def test_the_answer_is_the_servicer_s() -> None:
     async def answer(_: object, __: Call) -> server_pb2.GetServerInfoResponse:
         return server_pb2.GetServerInfoResponse(version="1")
 
-    async with serving(service_handler(INFO, [Info(answer)], InFlight())) as channel:
+    async with serving(service_handler(INFO, [Info(answer)], Gate())) as channel:
         raw = await ask(channel, INFO_PATH)
     assert server_pb2.GetServerInfoResponse.FromString(raw).version == "1"
 
@@ -73,7 +73,7 @@ async def test_bytes_pass_as_they_are() -> None:
     async def answer(_: object, __: Call) -> bytes:
         return b"\x0a\x012"
 
-    async with serving(service_handler(INFO, [Info(answer)], InFlight())) as channel:
+    async with serving(service_handler(INFO, [Info(answer)], Gate())) as channel:
         assert await ask(channel, INFO_PATH) == b"\x0a\x012"
 
 
@@ -81,7 +81,7 @@ async def test_a_refusal_becomes_its_status() -> None:
     async def answer(_: object, __: Call) -> bytes:
         raise MobNotFound("mob 'm' does not exist", {"mob_id": "m"})
 
-    async with serving(service_handler(INFO, [Info(answer)], InFlight())) as channel:
+    async with serving(service_handler(INFO, [Info(answer)], Gate())) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask(channel, INFO_PATH)
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
@@ -94,7 +94,7 @@ async def test_a_bug_shows_an_error_id_and_nothing_else(caplog: pytest.LogCaptur
         raise KeyError("secret")
 
     with caplog.at_level(logging.ERROR):
-        async with serving(service_handler(INFO, [Info(answer)], InFlight())) as channel:
+        async with serving(service_handler(INFO, [Info(answer)], Gate())) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await ask(channel, INFO_PATH)
     assert refused.value.code() is grpc.StatusCode.INTERNAL
@@ -115,7 +115,7 @@ async def test_what_is_no_message_is_said_to_be_undecodable(raw: bytes) -> None:
         async def list_runs(self, _: object, __: Call) -> bytes:
             raise AssertionError
 
-    async with serving(service_handler(RUNS, [Reads()], InFlight())) as channel:
+    async with serving(service_handler(RUNS, [Reads()], Gate())) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask(channel, "/mobd.v1.RunService/GetRun", raw)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -129,7 +129,7 @@ async def test_the_trace_of_the_caller_is_known_if_it_is_one() -> None:
         calls.append(call)
         return b""
 
-    async with serving(service_handler(INFO, [Info(answer)], InFlight())) as channel:
+    async with serving(service_handler(INFO, [Info(answer)], Gate())) as channel:
         await ask(channel, INFO_PATH, metadata=(("traceparent", TRACE),))
         await ask(channel, INFO_PATH, metadata=(("traceparent", "nonsense"),))
         await ask(channel, INFO_PATH)
@@ -148,7 +148,7 @@ async def test_a_request_is_known_again_by_its_content_without_its_id() -> None:
 
             return answer
 
-    async with serving(service_handler(MOBS, [Starts()], InFlight())) as channel:
+    async with serving(service_handler(MOBS, [Starts()], Gate())) as channel:
         for path, mob_id, request_id in [
             ("StartMob", "m", "a"),
             ("StartMob", "m", "b"),
@@ -178,8 +178,8 @@ async def test_a_caller_who_leaves_cancels_the_servicer() -> None:
             raise
         return b""
 
-    in_flight = InFlight()
-    async with serving(service_handler(INFO, [Info(answer)], in_flight)) as channel:
+    gate = Gate()
+    async with serving(service_handler(INFO, [Info(answer)], gate)) as channel:
         method: Any = channel.unary_unary(INFO_PATH)
         call = method(b"", timeout=10)
         asking = asyncio.ensure_future(call.wait_for_connection())
@@ -187,8 +187,28 @@ async def test_a_caller_who_leaves_cancels_the_servicer() -> None:
             await begun.wait()
             call.cancel()
             await cancelled.wait()
-            await in_flight.none()
+            await gate.empty()
         await asyncio.gather(asking, return_exceptions=True)
+
+
+async def test_who_comes_too_late_is_told_when_the_gate_is_left() -> None:
+    async def answer(_: object, __: Call) -> bytes:
+        return b""
+
+    gate = Gate()
+    async with serving(service_handler(INFO, [Info(answer)], gate)) as channel:
+        await ask(channel, INFO_PATH)
+        gate.close()
+        late = asyncio.ensure_future(ask(channel, INFO_PATH))
+        async with asyncio.timeout(10):
+            await gate.empty()
+        done, _ = await asyncio.wait([late], timeout=0.05)
+        assert not done
+        gate.release()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await late
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert info_of(refused.value)[0] == "DRAINING"
 
 
 async def test_a_stream_ends_with_the_status_of_what_ended_it() -> None:
@@ -200,15 +220,15 @@ async def test_a_stream_ends_with_the_status_of_what_ended_it() -> None:
             raise Draining("the server shuts down", {"cursor": "7"})
 
     request = events_pb2.WatchEventsRequest(mob_id="m", start=events_pb2.EventStart(latest=True))
-    in_flight = InFlight()
-    async with serving(service_handler(EVENTS, [Watches()], in_flight)) as channel:
+    gate = Gate()
+    async with serving(service_handler(EVENTS, [Watches()], gate)) as channel:
         method: Any = channel.unary_stream("/mobd.v1.EventService/WatchEvents")
         call = method(request.SerializeToString(), timeout=10)
         assert await call.read() == b"\x0a\x00"
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
         async with asyncio.timeout(10):
-            await in_flight.none()
+            await gate.empty()
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert info_of(refused.value) == ("DRAINING", {"cursor": "7"})
 
@@ -219,7 +239,7 @@ async def test_every_method_has_one_servicer() -> None:
 
     for servicers in ([], [object()], [Info(answer), Info(answer)]):
         with pytest.raises(TypeError, match="GetServerInfo"):
-            service_handler(INFO, servicers, InFlight())
+            service_handler(INFO, servicers, Gate())
 
 
 async def test_a_servicer_s_methods_are_named_as_python_names_things() -> None:

@@ -1,5 +1,7 @@
 """The server as a whole: what it says of itself, its health, its end."""
 
+import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
@@ -7,13 +9,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.rpc.conftest import settings, speaking
-from tests.rpc.speaking import TIMEOUT_S, Speaker
+from tests.rpc.speaking import TIMEOUT_S, Speaker, refusal_of
 
 from mobd.v1 import mobs_pb2, server_pb2
 from mobd_server import compose
 from mobd_server.adapters.rpc.server import SERVICES
 
 pytestmark = pytest.mark.asyncio
+
+# A connection of its own for each channel.
+OWN = (("grpc.use_local_subchannel_pool", 1),)
 
 
 async def health(peer: Speaker) -> int:
@@ -61,6 +66,41 @@ async def test_a_draining_server_does_not_wait_for_those_who_watch_its_health(tm
     # Had it waited, the test would have run into its timeout.
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     await channel.close()
+
+
+async def test_a_draining_server_answers_or_says_so(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    answered: list[str] = []
+    flowing = asyncio.Event()
+
+    async def send(channel: grpc.aio.Channel, server: compose.Server, name: int) -> None:
+        speaker = Speaker(channel, server)
+        for number in range(1_000_000):
+            try:
+                accepted = (await speaker.deliver("a", f"{name}-{number}")).accepted
+            except grpc.aio.AioRpcError as error:
+                reasons.append(refusal_of(error).reason)
+                return
+            answered.append(accepted.canonical_input_id)
+            if len(answered) == 200:
+                flowing.set()
+
+    async with AsyncExitStack() as channels:
+        async with compose.serving(settings(tmp_path)) as server:
+            opened = [grpc.aio.insecure_channel(server.address, options=OWN) for _ in range(4)]
+            for channel in opened:
+                await channels.enter_async_context(channel)
+            await Speaker(opened[0], server).create("m", "a")
+            sending = [asyncio.ensure_future(send(opened[name % 4], server, name)) for name in range(40)]
+            async with asyncio.timeout(TIMEOUT_S):
+                await flowing.wait()
+        async with asyncio.timeout(TIMEOUT_S):
+            await asyncio.gather(*sending)
+    assert set(reasons) == {"DRAINING"}
+    assert len(reasons) == 40
+    async with speaking(settings(tmp_path)) as peer:
+        mob = (await peer.mobs.GetMob(mobs_pb2.GetMobRequest(mob_id="m"))).mob
+        assert mob.inputs_waiting >= len(set(answered)) == len(answered)
 
 
 async def test_what_was_answered_is_there_after_a_restart(tmp_path: Path) -> None:

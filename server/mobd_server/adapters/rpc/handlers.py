@@ -22,7 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc import status
 from mobd_server.adapters.rpc.validate import checker
-from mobd_server.errors import FieldInvalid, Internal, MobdError, Undecodable
+from mobd_server.errors import Draining, FieldInvalid, Internal, MobdError, Undecodable
 
 Answer = Message | bytes
 Unary = Callable[[Any, Call], Awaitable[Answer]]
@@ -41,34 +41,51 @@ def method_name(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-class InFlight:
-    """How many calls were begun and have not ended."""
+class Gate:
+    """Who is inside: calls that were begun and have not ended. A server that leaves lets no more of them in.
 
-    __slots__ = ("_count", "_idle")
+    Those who come too late are told so, but only when the server has taken leave of their connections: who is told
+    earlier comes again at once, on a connection whose new calls gRPC then cancels without a word.
+    """
+
+    __slots__ = ("_count", "_empty", "_released", "closed")
 
     def __init__(self) -> None:
+        self.closed = False
         self._count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._released = asyncio.Event()
 
     def __enter__(self) -> None:
         self._count += 1
         if self._count == 1:
-            self._idle.clear()
+            self._empty.clear()
 
     def __exit__(self, *_: object) -> None:
         self._count -= 1
         if self._count == 0:
-            self._idle.set()
+            self._empty.set()
 
-    async def none(self) -> None:
-        """Return when no call is in flight."""
-        await self._idle.wait()
+    async def empty(self) -> None:
+        """Return when nobody is inside."""
+        await self._empty.wait()
+
+    def close(self) -> None:
+        """Let nobody in from now on."""
+        self.closed = True
+
+    def release(self) -> None:
+        """Tell those who came too late."""
+        self._released.set()
+
+    async def turn_away(self, context: Context) -> NoReturn:
+        """End a call that came too late."""
+        await self._released.wait()
+        await refuse(context, Draining("the server shuts down: repeat the call with the same ids"))
 
 
-def service_handler(
-    service: ServiceDescriptor, servicers: Sequence[object], in_flight: InFlight
-) -> grpc.GenericRpcHandler:
+def service_handler(service: ServiceDescriptor, servicers: Sequence[object], gate: Gate) -> grpc.GenericRpcHandler:
     """Return the handler of a whole service; each of its methods must be on exactly one of `servicers`."""
     handlers = {}
     for method in service.methods:
@@ -76,15 +93,15 @@ def service_handler(
         if len(found) != 1:
             message = f"{service.full_name}.{method.name} has {len(found)} servicers instead of one"
             raise TypeError(message)
-        handlers[method.name] = _handler(service.full_name, method, found[0], in_flight)
+        handlers[method.name] = _handler(service.full_name, method, found[0], gate)
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
 def _handler(
-    service: str, method: MethodDescriptor, behaviour: Any, in_flight: InFlight
+    service: str, method: MethodDescriptor, behaviour: Any, gate: Gate
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     path = f"/{service}/{method.name}"
-    door = Door(path, method, in_flight)
+    door = Door(path, method, gate)
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(_both_stream(door, behaviour))
     if method.server_streaming:
@@ -95,9 +112,9 @@ def _handler(
 class Door:
     """What one method does with a request before its servicer sees it."""
 
-    def __init__(self, path: str, method: MethodDescriptor, in_flight: InFlight) -> None:
+    def __init__(self, path: str, method: MethodDescriptor, gate: Gate) -> None:
         self.path = path
-        self.in_flight = in_flight
+        self.gate = gate
         self._type = method.input_type.full_name
         self._decode = GetMessageClass(method.input_type).FromString
         self._check = checker(method.input_type)
@@ -138,7 +155,9 @@ class Door:
 
 def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def handle(raw: bytes, context: Context) -> bytes:
-        with door.in_flight:
+        if door.gate.closed:
+            return await door.gate.turn_away(context)
+        with door.gate:
             try:
                 request = door.request(raw)
                 answer = await behaviour(request, door.unary_call(request, context))
@@ -182,7 +201,9 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
 
 
 async def _stream(door: Door, begin: Callable[[], AsyncIterator[Answer]], context: Context) -> AsyncIterator[bytes]:
-    with door.in_flight:
+    if door.gate.closed:
+        await door.gate.turn_away(context)
+    with door.gate:
         try:
             async with aclosing(cast("Any", begin())) as answers:
                 async for answer in answers:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import grpc
@@ -11,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from msgspec import Struct
 
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, members_pb2, mobs_pb2, runs_pb2, server_pb2
-from mobd_server.adapters.rpc.handlers import InFlight, service_handler
+from mobd_server.adapters.rpc.handlers import Gate, service_handler
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
     service
@@ -21,6 +22,10 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
 # What is longer is refused by gRPC itself. The room above 4 MiB lets our own limits answer first, who can name a field.
 RECEIVE_BYTES: Final = (4 << 20) + (64 << 10)
 METADATA_BYTES: Final = 16 << 10
+# How long new calls are held back while those in flight end, before connections are told to end.
+HOLD_S: Final = 1.0
+# How long it takes at most until that has left.
+GOAWAY_S: Final = 0.05
 # Answers that were made are given this long to leave when nothing else is in flight.
 FLUSH_S: Final = 1.0
 
@@ -48,11 +53,11 @@ class RpcServer:
         self._server = grpc.aio.server(options=_options(transport))
         self._health = health.aio.HealthServicer()
         self._names = [service.full_name for service in SERVICES]
-        self._in_flight = InFlight()
+        self._gate = Gate()
         self._changes: set[asyncio.Task[None]] = set()
         self._listen = transport.listen
         self._server.add_generic_rpc_handlers(
-            [service_handler(service, servicers[service.name], self._in_flight) for service in SERVICES]
+            [service_handler(service, servicers[service.name], self._gate) for service in SERVICES]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if transport.reflection:
@@ -83,14 +88,20 @@ class RpcServer:
         change.add_done_callback(self._changes.discard)
 
     async def leave(self) -> None:
-        """Say for good that the server does not serve."""
+        """Say for good that the server does not serve, and begin no more calls."""
         await self._health.enter_graceful_shutdown()
+        self._gate.close()
 
     async def stop(self, patience_s: float) -> None:
-        """Take no more calls, and give those in flight some time to end."""
+        """Take leave of all connections, and give the calls in flight some time to end. Call `leave` before."""
+        with suppress(TimeoutError):
+            # Not longer: those who wait at the gate could be served elsewhere.
+            await asyncio.wait_for(self._gate.empty(), min(HOLD_S, patience_s))
         stopping = asyncio.ensure_future(self._server.stop(patience_s))
+        await asyncio.sleep(GOAWAY_S)
+        self._gate.release()
         # Not the end of all calls: those who watch our health would hold us up.
-        ended = asyncio.ensure_future(self._in_flight.none())
+        ended = asyncio.ensure_future(self._gate.empty())
         await asyncio.wait([stopping, ended], return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
         await self._server.stop(min(FLUSH_S, patience_s))
