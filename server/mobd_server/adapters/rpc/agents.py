@@ -28,9 +28,9 @@ class AgentServicer:
                 for response in responses.responses_to(frames):
                     yield response
         finally:
-            reader.cancel()
-            await asyncio.wait([reader])
+            # Nothing is awaited here: a cancellation that comes second would skip what follows.
             self._hub.gone(connection)
+            reader.cancel()
 
     async def _read(self, connection: Connection, requests: AsyncIterator[agents_pb2.AttachRequest]) -> None:
         try:
