@@ -37,8 +37,8 @@ class AgentServicer:
             async for request in requests:
                 await self._hub.receive(connection, frames_from(request))
         except Exception as error:  # noqa: BLE001 whatever it is, it ends the stream, and there it is raised
-            connection.end(error=error)
+            self._hub.gone(connection, error)
         else:
             # An agent that has said Detach may close its side at once: the stream ends when that is durable.
             if not connection.leaving:
-                connection.end()
+                self._hub.gone(connection)

@@ -48,10 +48,12 @@ class Gate:
     earlier comes again at once, on a connection whose new calls gRPC then cancels without a word.
     """
 
-    __slots__ = ("_count", "_empty", "_released", "closed")
+    __slots__ = ("_count", "_empty", "_released", "closed", "late")
 
     def __init__(self) -> None:
         self.closed = False
+        # How many came too late.
+        self.late = 0
         self._count = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -81,6 +83,7 @@ class Gate:
 
     async def turn_away(self, context: Context) -> NoReturn:
         """End a call that came too late."""
+        self.late += 1
         await self._released.wait()
         await refuse(context, Draining("the server shuts down: repeat the call with the same ids"))
 

@@ -24,7 +24,9 @@ RECEIVE_BYTES: Final = (4 << 20) + (64 << 10)
 METADATA_BYTES: Final = 16 << 10
 # How long new calls are held back while those in flight end, before connections are told to end.
 HOLD_S: Final = 1.0
-# How long it takes at most until that has left.
+# Without a new call for this long there is none under way.
+QUIET_S: Final = 0.03
+# How long it takes at most until the end of a connection was told.
 GOAWAY_S: Final = 0.05
 # Answers that were made are given this long to leave when nothing else is in flight.
 FLUSH_S: Final = 1.0
@@ -96,7 +98,9 @@ class RpcServer:
         """Take leave of all connections, and give the calls in flight some time to end. Call `leave` before."""
         with suppress(TimeoutError):
             # Not longer: those who wait at the gate could be served elsewhere.
-            await asyncio.wait_for(self._gate.empty(), min(HOLD_S, patience_s))
+            async with asyncio.timeout(min(HOLD_S, patience_s)):
+                await self._gate.empty()
+                await self._quiet()
         stopping = asyncio.ensure_future(self._server.stop(patience_s))
         await asyncio.sleep(GOAWAY_S)
         self._gate.release()
@@ -106,6 +110,13 @@ class RpcServer:
         ended.cancel()
         await self._server.stop(min(FLUSH_S, patience_s))
         await stopping
+
+    async def _quiet(self) -> None:
+        """Return when everything that was under way has arrived at the gate: gRPC would cancel the rest of it."""
+        arrived = -1
+        while arrived != self._gate.late:
+            arrived = self._gate.late
+            await asyncio.sleep(QUIET_S)
 
     async def _set_health(self, answer: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         for name in ["", *self._names]:
