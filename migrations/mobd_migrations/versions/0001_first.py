@@ -12,18 +12,20 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
         "events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("mob_id", sa.Text(), nullable=False),
+        sa.Column("mob_id", ID, nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("v", sa.Integer(), nullable=False),
         sa.Column("member_id", sa.Text(), nullable=True),
-        sa.Column("run_id", sa.Text(), nullable=True),
+        sa.Column("run_id", ID, nullable=True),
         sa.Column("flow_run_id", sa.Text(), nullable=True),
         sa.Column("operation_id", sa.Text(), nullable=True),
         sa.Column("request_id", sa.Text(), nullable=True),
@@ -40,10 +42,10 @@ def upgrade() -> None:
     op.create_table(
         "messages",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("mob_id", sa.Text(), nullable=False),
-        sa.Column("session_id", sa.Text(), nullable=False),
+        sa.Column("mob_id", ID, nullable=False),
+        sa.Column("session_id", ID, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("run_id", ID, nullable=False),
         sa.Column("payload", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_messages")),
     )
@@ -54,7 +56,7 @@ def upgrade() -> None:
 
     op.create_table(
         "mobs",
-        sa.Column("mob_id", sa.Text(), nullable=False),
+        sa.Column("mob_id", ID, nullable=False),
         sa.Column("head", sa.BigInteger(), nullable=False),
         sa.Column("first_seq", sa.BigInteger(), nullable=False),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
@@ -70,8 +72,8 @@ def upgrade() -> None:
     op.create_table(
         "runs",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
-        sa.Column("mob_id", sa.Text(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=False),
+        sa.Column("mob_id", ID, nullable=False),
+        sa.Column("run_id", ID, nullable=False),
         sa.Column("member_id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("host_id", sa.Text(), nullable=False),
@@ -92,8 +94,8 @@ def upgrade() -> None:
 
     op.create_table(
         "sessions",
-        sa.Column("mob_id", sa.Text(), nullable=False),
-        sa.Column("session_id", sa.Text(), nullable=False),
+        sa.Column("mob_id", ID, nullable=False),
+        sa.Column("session_id", ID, nullable=False),
         sa.Column("member_id", sa.Text(), nullable=False),
         sa.Column("message_count", sa.BigInteger(), nullable=False),
         sa.Column("digest", sa.Text(), nullable=False),

@@ -16,13 +16,15 @@ METADATA: Final = MetaData(
     }
 )
 
+# Ids are compared as bytes: lists have one order on every store, and no index depends on a locale of the machine.
+_Id = Text().with_variant(Text(collation="C"), "postgresql")
 # SQLite makes only INTEGER PRIMARY KEY an alias of the rowid.
 _Row = BigInteger().with_variant(Integer, "sqlite")
 
 mobs: Final = Table(
     "mobs",
     METADATA,
-    Column("mob_id", Text, primary_key=True),
+    Column("mob_id", _Id, primary_key=True),
     Column("head", BigInteger, nullable=False),
     Column("first_seq", BigInteger, nullable=False),
     Column("epoch", BigInteger, nullable=False),
@@ -39,13 +41,13 @@ events: Final = Table(
     "events",
     METADATA,
     Column("id", _Row, primary_key=True, autoincrement=True),
-    Column("mob_id", Text, nullable=False),
+    Column("mob_id", _Id, nullable=False),
     Column("seq", BigInteger, nullable=False),
     Column("at", BigInteger, nullable=False),
     Column("kind", Text, nullable=False),
     Column("v", Integer, nullable=False),
     Column("member_id", Text),
-    Column("run_id", Text),
+    Column("run_id", _Id),
     Column("flow_run_id", Text),
     Column("operation_id", Text),
     Column("request_id", Text),
@@ -61,8 +63,8 @@ runs: Final = Table(
     "runs",
     METADATA,
     Column("id", _Row, primary_key=True, autoincrement=True),
-    Column("mob_id", Text, nullable=False),
-    Column("run_id", Text, nullable=False),
+    Column("mob_id", _Id, nullable=False),
+    Column("run_id", _Id, nullable=False),
     Column("member_id", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("host_id", Text, nullable=False),
@@ -82,8 +84,8 @@ runs: Final = Table(
 sessions: Final = Table(
     "sessions",
     METADATA,
-    Column("mob_id", Text, primary_key=True),
-    Column("session_id", Text, primary_key=True),
+    Column("mob_id", _Id, primary_key=True),
+    Column("session_id", _Id, primary_key=True),
     Column("member_id", Text, nullable=False),
     Column("message_count", BigInteger, nullable=False),
     Column("digest", Text, nullable=False),
@@ -93,10 +95,10 @@ messages: Final = Table(
     "messages",
     METADATA,
     Column("id", _Row, primary_key=True, autoincrement=True),
-    Column("mob_id", Text, nullable=False),
-    Column("session_id", Text, nullable=False),
+    Column("mob_id", _Id, nullable=False),
+    Column("session_id", _Id, nullable=False),
     Column("position", BigInteger, nullable=False),
-    Column("run_id", Text, nullable=False),
+    Column("run_id", _Id, nullable=False),
     Column("payload", Text, nullable=False),
     Index(None, "mob_id", "session_id", "position", unique=True),
 )
