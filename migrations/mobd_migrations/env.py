@@ -30,7 +30,9 @@ def _run(connection: Connection) -> None:
     # SQLite is locked by BEGIN IMMEDIATE; PostgreSQL by an advisory lock on this very connection, and each revision
     # is looked up again once it is held.
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET lock_timeout = 0")
+        # A revision, or the wait for another process's, may take longer than anything that a server does.
+        for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.exec_driver_sql(f"SET LOCAL {name} = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
     context.configure(
         connection=connection,
