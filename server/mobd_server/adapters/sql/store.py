@@ -21,6 +21,11 @@ THREADS: Final = 4
 # Rows that a page of a filtered list looks at.
 SCANNED: Final = 10_000
 
+_DECODE: Final = {key: msgspec.json.Decoder(kind).decode for key, kind in BY_KIND.items()}
+
+# By position: a page of events is mostly this.
+_fill: Final[Callable[..., Record]] = Record
+
 T = TypeVar("T")
 
 
@@ -112,7 +117,8 @@ class SqlStore:
             found: list[MobListing] = []
             scanned = 0
             last = after
-            for row in connection.execute(query.order_by(mobs.c.mob_id).limit(SCANNED)).mappings():
+            scan = SCANNED if labels else limit
+            for row in connection.execute(query.order_by(mobs.c.mob_id).limit(scan)).mappings():
                 scanned += 1
                 last = row["mob_id"]
                 have = msgspec.json.decode(row["labels"], type=dict[str, str])
@@ -181,8 +187,8 @@ class SqlStore:
 
 
 def _events() -> Select[Any]:
-    names = [name for name in Record.__struct_fields__ if name not in ("event", "wire")]
-    return select(*[events.c[name] for name in names])
+    # The columns in the order of the struct, which ends with the decoded event and what is made of it.
+    return select(*[events.c[name] for name in Record.__struct_fields__[:-2]])
 
 
 def _runs() -> Select[Any]:
@@ -198,17 +204,16 @@ def _loaded(mob_id: str, row: RowMapping | None) -> Loaded | None:
 
 
 def _record(mob_id: str, row: Any) -> Record:
-    kind = BY_KIND.get((row.kind, row.v))
-    if kind is None:
+    decode = _DECODE.get((row.kind, row.v))
+    if decode is None:
         raise MobFormatNewer(
             f"event {row.seq} of mob '{mob_id}' is {row.kind} version {row.v}, which this mobd does not know",
             {"mob_id": mob_id, "seq": str(row.seq), "kind": row.kind},
         )
     try:
-        event = msgspec.json.decode(row.payload, type=kind)
+        event = decode(row.payload)
     except msgspec.MsgspecError as error:
         raise MobQuarantined(
             f"event {row.seq} of mob '{mob_id}' can't be decoded: {error}", {"mob_id": mob_id, "seq": str(row.seq)}
         ) from error
-    columns: dict[str, Any] = row._asdict()
-    return Record(**columns, event=event)
+    return _fill(*row, event)
