@@ -38,7 +38,8 @@ def database_url(data_dir: Path | None, url: str | None) -> URL:
         raise StoreInvalid("the database URL can't be read: it looks like postgresql://user@host/database") from None
     if parsed.get_backend_name() == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
+    file = parsed.database or ":memory:"
+    if parsed.get_backend_name() == "sqlite" and file != ":memory:" and not file.startswith("file:"):
         return parsed.set(drivername="sqlite")
     raise StoreInvalid(f"the database is {parsed.get_backend_name()}: it may be postgresql or sqlite, as a file")
 
@@ -52,7 +53,14 @@ def open_engine(url: URL) -> Engine:
         return engine
     options = " ".join(f"-c {name}={value}" for name, value in POSTGRES_OPTIONS.items())
     return create_engine(
-        url, pool_pre_ping=True, connect_args={"options": options, "application_name": "mobd", "connect_timeout": 5}
+        url,
+        pool_pre_ping=True,
+        connect_args={
+            "options": options,
+            "application_name": "mobd",
+            "client_encoding": "utf8",
+            "connect_timeout": 5,
+        },
     )
 
 
