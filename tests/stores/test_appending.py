@@ -75,6 +75,12 @@ async def test_of_two_creators_one_wins(backend: Backend) -> None:
     assert list((await folded(backend, "m")).members) == ["a"]
 
 
+async def test_of_two_creators_in_one_group_the_other_adds_nothing(backend: Backend) -> None:
+    one, other = Author("m").create("a"), Author("m").create("b")
+    assert await backend.fates(one[0], other[0], one[1], other[1]) == ["committed", "fenced", "fenced", "fenced"]
+    assert list((await folded(backend, "m")).members) == []
+
+
 async def test_what_can_not_be_stored_fails_alone(backend: Backend) -> None:
     poisoned, neighbour = Author("poisoned"), Author("neighbour")
     await backend.fates(*poisoned.create("a"), *neighbour.create("a"))

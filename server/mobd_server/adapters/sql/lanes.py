@@ -136,6 +136,9 @@ class SqliteLane:
         won = []
         for at, span in enumerate(spans):
             last, create = span.appends[-1], span.appends[0].create
+            if span.broken:
+                fenced.add(at)
+                continue
             if create is not None:
                 cursor.execute(_insert("mobs", MOB_COLUMNS, 1) + " ON CONFLICT (mob_id) DO NOTHING", mob_row(span))
             else:
@@ -325,7 +328,8 @@ _SESSION: Final = (
 class PostgresLane:
     """The fence and the events in one statement of arrays with binary binds."""
 
-    # Certainly not committed: serialization, deadlock, lock or statement timeout, shutdown, too many connections.
+    # Certainly not committed, even if COMMIT says so: serialization, deadlock, lock or statement timeout, shutdown, too
+    # many connections.
     RETRY: Final = ("40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53300", "25P03")
 
     def __init__(self, engine: Engine) -> None:
@@ -340,6 +344,9 @@ class PostgresLane:
         created: list[int] = []
         moved: list[int] = []
         for at, span in enumerate(spans):
+            if span.broken:
+                fenced.add(at)
+                continue
             if span.appends[0].create is None:
                 moved.append(at)
                 continue
@@ -385,14 +392,23 @@ class PostgresLane:
                 self._connection.rollback()
             except psycopg.Error:
                 lost = True
-        if isinstance(error, psycopg.Error) and error.sqlstate in self.RETRY:
-            return Trouble("unknown" if committing and lost else "retry", text)
-        if lost or isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError)):
-            return Trouble("unknown" if committing else "retry", text)
-        return Trouble("poison", text)
+        if not lost and _about_content(error):
+            return Trouble("poison", text)
+        known = not lost and isinstance(error, psycopg.Error) and error.sqlstate in self.RETRY
+        return Trouble("unknown" if committing and not known else "retry", text)
 
     def close(self) -> None:
         self._pooled.invalidate()
+
+
+def _about_content(error: Exception) -> bool:
+    """Whether an error is about what was to be stored. A full disk or a server that became a standby is not."""
+    if not isinstance(error, psycopg.Error):
+        # A value that the driver can't bind.
+        return True
+    kinds = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+    # 54: a limit of the program, as for a group that is too large for one statement; XX: it failed within.
+    return isinstance(error, kinds) or (error.sqlstate or "").startswith(("54", "XX"))
 
 
 def lane_for(engine: Engine) -> Lane:

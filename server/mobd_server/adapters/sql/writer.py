@@ -13,9 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
+from sqlalchemy import delete, insert
 from sqlalchemy.engine import Engine
 
 from mobd_server.adapters.sql.lanes import Lane, Trouble, lane_for
+from mobd_server.adapters.sql.tables import sessions
 from mobd_server.machines.records import Append
 from mobd_server.ports import Result
 
@@ -23,6 +25,8 @@ RETRY_S: Final = 5.0
 PAUSE_S: Final = 0.05
 
 _COMMITTED: Final = Result("committed")
+# No id is empty, so this row is nobody's.
+_PROBE: Final = {"mob_id": "", "session_id": "", "member_id": "", "message_count": 0, "digest": ""}
 
 
 class Span(Struct, gc=False):
@@ -34,6 +38,8 @@ class Span(Struct, gc=False):
     head: int
     appends: list[Append]
     places: list[int]
+    # One of its appends does not follow from the one before it: none of them is stored.
+    broken: bool = False
 
 
 def spans_of(group: Sequence[Append], places: Sequence[int]) -> list[Span]:
@@ -43,10 +49,11 @@ def spans_of(group: Sequence[Append], places: Sequence[int]) -> list[Span]:
     for place in places:
         append = group[place]
         span = newest.get((append.mob_id, append.epoch))
-        if span is None or span.head != append.base or append.create is not None:
+        if span is None or append.create is not None:
             span = Span(append.mob_id, append.epoch, append.base, append.base, [], [])
             newest[append.mob_id, append.epoch] = span
             spans.append(span)
+        span.broken = span.broken or span.head != append.base
         span.appends.append(append)
         span.places.append(place)
         span.head += len(append.records)
@@ -71,7 +78,7 @@ class SqlWriter:
 
     def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
         """Commit `group` in one transaction and call `done` on the loop with one result for each append."""
-        self._jobs.put(lambda: self._tell(done, self.commit(group)))
+        self._jobs.put(lambda: self._tell(done, self._commit_or_fail(group)))
 
     def probe(self, done: Callable[[bool], None]) -> None:
         """Try the store with a new connection and call `done` on the loop with whether it answers."""
@@ -94,6 +101,13 @@ class SqlWriter:
             # The loop is closed: nobody waits any more.
             return
 
+    def _commit_or_fail(self, group: Sequence[Append]) -> list[Result]:
+        try:
+            return self.commit(group)
+        except Exception as error:  # noqa: BLE001 - a group without results would hold the journal for ever
+            self._discard()
+            return [Result("unknown", f"{type(error).__name__}: {error}")] * len(group)
+
     def commit(self, group: Sequence[Append]) -> list[Result]:
         """Commit `group` and return what became of each append. Runs on the thread."""
         results: list[Result | None] = [None] * len(group)
@@ -106,14 +120,23 @@ class SqlWriter:
 
     def _repeat(self, group: Sequence[Append], results: list[Result | None]) -> None:
         """Span by span; the one that fails decision by decision."""
+        down: Result | None = None
         for span in spans_of(group, range(len(group))):
+            if down is not None:
+                # The rest would wait as long again, one after another.
+                self._settle(span, results, down)
+                continue
             trouble = self._commit_spans([span], results)
             if trouble is not None and trouble.kind == "poison":
                 trouble = self._one_by_one(group, span, results)
             if trouble is not None and trouble.kind != "poison":
-                fate = Result("unknown" if trouble.kind == "unknown" else "aborted", trouble.text)
-                for place in span.places:
-                    results[place] = results[place] or fate
+                self._settle(span, results, Result("unknown" if trouble.kind == "unknown" else "aborted", trouble.text))
+                down = Result("aborted", trouble.text)
+
+    @staticmethod
+    def _settle(span: Span, results: list[Result | None], result: Result) -> None:
+        for place in span.places:
+            results[place] = results[place] or result
 
     def _one_by_one(self, group: Sequence[Append], span: Span, results: list[Result | None]) -> Trouble | None:
         for at, place in enumerate(span.places):
@@ -170,10 +193,13 @@ class SqlWriter:
             lane.close()
 
     def _answers(self) -> bool:
+        """Commit a write that leaves nothing: a read answers on a full disk, and on a server that became a standby."""
         self._discard()
+        self._engine.dispose()
         try:
-            with self._engine.connect() as connection:
-                connection.exec_driver_sql("SELECT 1")
+            with self._engine.execution_options(writes=True).begin() as connection:
+                connection.execute(insert(sessions).values(_PROBE))
+                connection.execute(delete(sessions).where(sessions.c.mob_id == _PROBE["mob_id"]))
         except Exception:  # noqa: BLE001 - whatever it is, the store does not answer
             return False
         return True
