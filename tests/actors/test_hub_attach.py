@@ -253,6 +253,33 @@ async def test_an_agent_whose_attachment_could_not_be_stored_is_attached_when_th
     assert [one.member_id for one in agent.take(a.SendAssign)] == ["ada"]
 
 
+async def test_an_agent_that_wants_no_work_before_its_mob_is_there_gets_none() -> None:
+    world = HubWorld()
+    agent = await AgentPeer(world).hello()
+    await agent.say(f.Drain())
+    await world.create("ada")
+    assert agent.connectivity == "connected"
+    assert agent.attachment_id not in world.hub.connected("m")
+    assert world.served_by() is None
+
+
+async def test_an_agent_is_attached_when_the_journal_has_room() -> None:
+    world = HubWorld(slots=16)
+    await world.create("ada")
+    world.writer.open = False
+    for place in range(16):
+        world.actor.submit(deliver(f"f{place}"), ANYBODY, kept=place >= 15)
+    agent = await AgentPeer(world).hello()
+    assert agent.frames == []
+    world.writer.commit()
+    world.writer.open = True
+    await ticks()
+    world.clock.advance(0.01)
+    await ticks()
+    assert [one.attachment_id != "" for one in agent.take(f.Welcome)] == [True]
+    assert agent.take(a.SendAssign)
+
+
 async def test_a_creation_that_fails_leaves_its_agents_waiting() -> None:
     world = HubWorld()
     agent = await AgentPeer(world).hello()

@@ -134,6 +134,33 @@ async def test_a_run_whose_result_is_being_stored_is_not_missed() -> None:
     world.writer.open = True
     await ticks()
     assert [one.state for one in await settlements(world)] == ["committed"]
+    assert [one.disposition for one in agent.take(a.SendSettled)] == ["committed"]
+
+
+async def test_a_run_that_was_held_at_the_return_is_missed_like_any_other() -> None:
+    world = HubWorld()
+    agent = await serving(world, "ada")
+    await world.deliver("i1")
+    start = await agent.accept_run()
+    agent.break_off()
+    await agent.reconnect(start.run_id)
+    await agent.beat()
+    assert not await settlements(world)
+    await agent.beat()
+    assert [one.state for one in await settlements(world)] == ["lost"]
+
+
+async def test_a_run_that_was_accepted_since_the_last_heartbeat_is_not_sent_again_when_the_mob_is_read_anew() -> None:
+    world = HubWorld()
+    agent = await serving(world, "ada")
+    await world.deliver("i1")
+    start = await agent.accept_run()
+    world.registry.evict(world.actor)
+    await world.elapse(1)
+    assert agent.take(f.Resync)
+    assert not agent.take(a.SendStartRun)
+    await agent.say(result(start))
+    assert [one.disposition for one in agent.take(a.SendSettled)] == ["committed"]
 
 
 async def test_a_result_is_settled_with_its_usage_and_what_waits_is_started() -> None:
@@ -173,6 +200,18 @@ async def test_the_digest_is_that_of_the_whole_transcript_over_runs_and_loads() 
     assert "[" + ",".join(row.payload for row in rows) + "]" == json.dumps(
         messages, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
+
+
+async def test_a_transcript_is_read_once_and_then_only_added_to() -> None:
+    world = HubWorld()
+    agent = await serving(world, "ada")
+    for count in range(3):
+        await world.deliver(f"i{count}")
+        start = await agent.accept_run()
+        world.store.unavailable = True
+        await agent.say(result(start, "1", f"{count}", expected=count))
+        world.store.unavailable = False
+    assert world.member().digest == digest(0, 1, 2)
 
 
 async def test_a_result_that_expects_another_transcript_ends_the_stream_and_changes_nothing() -> None:

@@ -133,10 +133,10 @@ class Hub:
         if connection.crew is not None:
             await self._intake.receive(connection.crew, connection, entries, first)
 
-    def gone(self, connection: Connection) -> None:
-        """Take note that a stream is no more; harmless if repeated."""
+    def gone(self, connection: Connection, error: Exception | None = None) -> None:
+        """Take note that a stream is broken, or no more; `error` is what it is to end with. Harmless if repeated."""
         self._connections.pop(connection, None)
-        connection.end()
+        connection.end(error=error)
         if connection.crew is not None:
             connection.crew.left(connection)
 
