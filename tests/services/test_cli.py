@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,24 @@ async def test_a_database_is_migrated_once(tmp_path: Path) -> None:
     assert (first.code, "went from revision nothing" in first.out) == (0, True)
     second = await run("migrate", MOBD_DATA_DIR=str(tmp_path))
     assert (second.code, "already" in second.out) == (0, True)
+
+
+async def test_a_database_of_a_newer_build_is_left_alone(tmp_path: Path) -> None:
+    await run("migrate", MOBD_DATA_DIR=str(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "mobd.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.commit()
+    said = await run("serve", MOBD_LISTEN="127.0.0.1:0", MOBD_DATA_DIR=str(tmp_path))
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("mobd: the database is of a newer mobd")
+    assert said.err.count("\n") == 1
+
+
+async def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:
+    said = await run("serve", MOBD_DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/x")
+    assert (said.code, said.err.count("\n")) == (1, 1)
+    assert "127.0.0.1:1/x does not answer" in said.err
+    assert "hunter2" not in said.err
 
 
 async def test_health_is_an_exit_code(peer: Speaker) -> None:

@@ -19,7 +19,9 @@ from mobd.v1 import agents_pb2, bridge_pb2, common_pb2, events_pb2, members_pb2,
 
 DEFAULT_TARGET: Final = "localhost:7780"
 HEALTH_TIMEOUT_S: Final = 5.0
-# Without these a line would say everything that an event says.
+# Who looks does not want to wait for a server that is not there.
+PATIENCE_S: Final = 10.0
+# A longer fact of an event is cut in its line.
 SHOWN: Final = 100
 
 
@@ -55,7 +57,7 @@ def follow_events(target: str | None, mob_id: str, after: int, *, follow: bool, 
 
 
 async def _show_mobs(target: str | None, *, as_json: bool) -> None:
-    async with mobd.Client(target) as client:
+    async with mobd.Client(target, timeout=PATIENCE_S) as client:
         found = [mob async for mob in client.list_mobs()]
     if as_json:
         _print_json(found)
@@ -74,7 +76,7 @@ async def _show_mobs(target: str | None, *, as_json: bool) -> None:
 
 
 async def _show_mob(target: str | None, mob_id: str, *, as_json: bool) -> None:
-    async with mobd.Client(target) as client:
+    async with mobd.Client(target, timeout=PATIENCE_S) as client:
         members = [member async for member in client.list_members(mob_id)]
         agents = [agent async for agent in client.list_agents(mob_id)]
     if as_json:
@@ -117,7 +119,7 @@ def _agent_row(agent: agents_pb2.Agent) -> Sequence[str]:
 async def _send(
     target: str | None, mob_id: str, member_id: str, text: str, input_id: str | None, *, wait: bool
 ) -> None:
-    async with mobd.Client(target) as client:
+    async with mobd.Client(target, timeout=PATIENCE_S) as client:
         delivery = await client.deliver(mob_id, member_id, text, input_id=input_id)
         _note(f"input {delivery.input_id} is stored as {delivery.canonical_input_id}")
         if not wait:
@@ -134,7 +136,7 @@ async def _send(
 
 
 async def _events(target: str | None, mob_id: str, after: int, *, follow: bool, as_json: bool) -> None:
-    async with mobd.Client(target) as client:
+    async with mobd.Client(target, timeout=PATIENCE_S) as client:
         log = _follow(client, mob_id, after) if follow else _log(client, mob_id, after)
         async with aclosing(log) as found:
             async for event in found:
