@@ -34,6 +34,9 @@ from mobd_server.machines.records import Record
 from mobd_server.machines.state import Definition, Mob, Profile
 from mobd_server.machines.undo import Undo
 
+# A failure is made as short as possible before it is shown, which takes its time.
+pytestmark = pytest.mark.timeout(600)
+
 EXAMPLES: Final = int(os.environ.get("MOBD_TEST_EXAMPLES", "1000"))
 
 ROLES: Final = {"m0": "analyst", "m1": "analyst", "m2": "analyst", "m3": "lead", "m4": "lead"}
