@@ -37,7 +37,7 @@ from mobd_server.machines.undo import Undo
 # A failure is made as short as possible before it is shown, which takes its time.
 pytestmark = pytest.mark.timeout(600)
 
-EXAMPLES: Final = int(os.environ.get("MOBD_TEST_EXAMPLES", "1000"))
+EXAMPLES: Final = int(os.environ.get("MOBD_TEST_EXAMPLES", "500"))
 
 ROLES: Final = {"m0": "analyst", "m1": "analyst", "m2": "analyst", "m3": "lead", "m4": "lead"}
 TERMS: Final = (
