@@ -160,7 +160,7 @@ async def kill_at(
 async def test_every_acknowledged_input_is_consumed_once_and_in_order_whatever_is_killed(world: World) -> None:
     seed = int(os.environ.get("MOBD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
     say(f"MOBD_TEST_SEED={seed}")
-    served = await world.serve(MOBD_GRACE_S="4")
+    served = await world.serve(MOBD_GRACE_S="15" if FULL else "8")
     admin = await world.peer(served)
     await admin.create(MEMBERS)
     # Two come back as the host that they were, and take over at once; two as somebody new, after the grace.

@@ -16,7 +16,7 @@ from tests.support.processes import WAIT_S, Process, free_port
 SETTINGS = {
     "MOBD_HEARTBEAT_S": "0.5",
     "MOBD_LEASE_S": "2",
-    "MOBD_GRACE_S": "10",
+    "MOBD_GRACE_S": "30",
     "MOBD_DRAIN_S": "5",
     "MOBD_LOG_FORMAT": "text",
 }
