@@ -355,6 +355,19 @@ async def test_a_drain_finishes_runs_declines_others_and_detaches(peer: Peer) ->
         await asyncio.wait_for(serving, WAIT_S)
 
 
+async def test_a_drain_waits_no_longer_than_it_may(peer: Peer) -> None:
+    worker = Worker(peer, drain_timeout=0.05)
+    async with worker.serving() as serving:
+        link = await peer.attached()
+        await link.assign()
+        await link.run("run-1")
+        await asyncio.wait_for(worker.called.wait(), WAIT_S)
+        worker.agent.drain()
+        await link.hear("drain")
+        await link.hear("detach")
+        await asyncio.wait_for(serving, WAIT_S)
+
+
 async def test_running_serves_for_a_block_and_drains_at_its_end(peer: Peer) -> None:
     worker = Worker(peer)
     worker.go.set()

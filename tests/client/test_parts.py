@@ -1,6 +1,5 @@
 """Small parts, by themselves."""
 
-import asyncio
 import subprocess
 import sys
 import time
@@ -38,23 +37,21 @@ def test_pauses_grow_to_their_bound_and_keep_what_the_server_asks_for() -> None:
     assert 5.0 <= pauses.next_s(5.0) <= 6.0
 
 
-def test_an_outbox_sends_what_waits_together_within_bounds() -> None:
-    async def main() -> None:
-        outbox = Outbox()
-        outbox.put(*[beat()] * (FRAMES + 1))
-        outbox.put(*[beat("x" * TOGETHER_BYTES)] * 2)
-        outbox.close()
-        outbox.put(beat())
-        sizes = []
-        while (request := await outbox.take()) is not None:
-            sizes.append(len(request.frames))
-        assert sizes == [FRAMES, 1, 1, 1]
-        assert not outbox.overflowed.is_set()
-        full = Outbox()
-        full.put(*[beat()] * (WAITING + 1))
-        assert full.overflowed.is_set()
-
-    asyncio.run(main())
+@pytest.mark.asyncio
+async def test_an_outbox_sends_what_waits_together_within_bounds() -> None:
+    outbox = Outbox()
+    outbox.put(*[beat()] * (FRAMES + 1))
+    outbox.put(*[beat("x" * TOGETHER_BYTES)] * 2)
+    outbox.close()
+    outbox.put(beat())
+    sizes = []
+    while (request := await outbox.take()) is not None:
+        sizes.append(len(request.frames))
+    assert sizes == [FRAMES, 1, 1, 1]
+    assert not outbox.overflowed.is_set()
+    full = Outbox()
+    full.put(*[beat()] * (WAITING + 1))
+    assert full.overflowed.is_set()
 
 
 def test_a_program_that_forgets_to_close_its_client_ends_quietly() -> None:
