@@ -350,6 +350,7 @@ async def test_a_destruction_that_was_cut_short_goes_on_in_the_next_process() ->
     actor.submit(c.DestroyMob(), ANYBODY)
     await ticks()
     first.writer.commit()
+    await ticks()
     world = World(first.store)
     await soon(world.registry.recover())
     await ticks()
