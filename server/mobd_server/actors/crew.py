@@ -69,6 +69,8 @@ class Crew:
         self._waiting: dict[Connection, None] = {}
         self._seeking = False
         self._seek_due = 0.0
+        # When to ask again for members that an agent declined; 0: none was.
+        self._ask_again_due = 0.0
 
     @property
     def empty(self) -> bool:
@@ -309,6 +311,9 @@ class Crew:
             self.unstorable.discard(reaction.run_id)
             if presence.connection is not None:
                 presence.connection.held.discard(reaction.run_id)
+            if presence.draining:
+                # Its member has no run now and may go to an agent that wants work.
+                self._shared.later(partial(self._drain, presence))
         elif isinstance(reaction, a.SendUnassign):
             presence.assigns.pop(reaction.member_id, None)
         elif sendable and isinstance(reaction, a.SendStartRun):
@@ -347,10 +352,19 @@ class Crew:
             presence.coming = None
         self._check_presence(presence)
 
+    def _drain(self, presence: Presence) -> None:
+        self.tell(c.DrainAttachment(presence.attachment_id))
+
+    def declined(self) -> None:
+        """Take note that an agent did not want a member: if no other has come by then, it is asked again."""
+        self._ask_again_due = self._shared.patience.after(self._shared.terms.accept_s)
+
     def expire(self) -> None:
         """See whose lease, grace or time to answer has passed, and do about it what can be done now."""
         shared = self._shared
         time, later = shared.patience.time, shared.later
+        if self._ask_again_due and time >= self._ask_again_due and self.tell(c.Continue()):
+            self._ask_again_due = 0.0
         for presence in self.presences.values():
             connection = presence.connection
             if connection is None or presence.suspended or presence.closing is not None:
@@ -430,6 +444,7 @@ class Crew:
 
     def _declined(self, presence: Presence, member_id: str, fence: int, reason: str, reply: Reply) -> None:
         """Tell an agent that it serves a member no longer; it may answer yet."""
+        self.declined()
         if reply.answer == a.Done() and presence.sendable and presence.connection is not None:
             presence.connection.send(a.SendUnassign(presence.attachment_id, member_id, fence, reason))
 

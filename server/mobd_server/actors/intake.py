@@ -126,13 +126,14 @@ class Intake:
             command = c.Confirm(presence.attachment_id, frame.member_id, frame.fence)
             actor.submit(command, connection.call, kept=True)
 
-    async def _declined(self, _: Crew, connection: Connection, frame: f.Declined) -> None:
+    async def _declined(self, crew: Crew, connection: Connection, frame: f.Declined) -> None:
         actor = await self._ready(connection)
         presence = connection.presence
         if actor is not None and presence is not None:
             self._answer_assign(presence, frame.member_id, frame.fence)
             command = c.Decline(presence.attachment_id, frame.member_id, frame.fence, frame.reason)
             actor.submit(command, connection.call, kept=True)
+            crew.declined()
 
     def _answer_assign(self, presence: Presence, member_id: str, fence: int) -> None:
         if presence.assigns.get(member_id, (0, 0.0))[0] == fence:

@@ -11,15 +11,16 @@ from mobd_server.machines import events as e
 from mobd_server.machines.admission import ADMITTED
 from mobd_server.machines.answers import Again, Attached, AttachRefused, Done, EndStream, SendUnassign, ServeOutcome
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.placement import assign, dispatch, fill, free_members, pass_on, place, refill
+from mobd_server.machines.placement import assign, dispatch, fill, free_members, pass_on, place
 from mobd_server.machines.records import Record
 from mobd_server.machines.run import Cause, resend, settle
+from mobd_server.machines.sharing import arrive, borrow_all
 from mobd_server.machines.state import Attachment, Member, Mob, Serve
 from mobd_server.machines.undo import Undo
 
 AGENTS: Final = 1_000
 # Members of an agent that is gone which are given to others in the same decision.
-MOVE_AT_ONCE: Final = 200
+MOVE_AT_ONCE: Final = 16
 
 Gone = Literal["detached", "lost", "superseded", "destroyed"]
 
@@ -60,6 +61,7 @@ def attach(d: Draft, command: c.Attach) -> Attached | AttachRefused:
     d.attaching = attachment_id
     attachment = mob.attachments[attachment_id]
     fill(d, attachment, free_members(mob))
+    borrow_all(d, attachment)
     if any(mob.members[member_id].executor is None for member_id in left):
         # The new incarnation serves less than the one before: others may take what it left.
         d.react(Again())
@@ -102,6 +104,7 @@ def _resume(d: Draft, attachment: Attachment, command: c.Attach) -> Attached:
             resend(d, mob.runs[run_id])
     fill(d, attachment, free_members(mob))
     dispatch(d, attachment)
+    borrow_all(d, attachment)
     return Attached(attachment.attachment_id, True, mob.log_id, _outcomes(mob, attachment))
 
 
@@ -143,7 +146,7 @@ def confirm(d: Draft, command: c.Confirm) -> Done:
         e.ExecutorConfirmed(member.member_id, command.attachment_id, command.fence),
         member.member_id,
     )
-    refill(d, d.mob.attachments[command.attachment_id], member)
+    arrive(d, d.mob.attachments[command.attachment_id], member)
     return Done()
 
 

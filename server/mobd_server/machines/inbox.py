@@ -17,8 +17,8 @@ from mobd_server.machines.admission import require_admitted
 from mobd_server.machines.answers import Accepted, BatchDelivered, Deduplicated, Delivered, Rejected, UnknownMember
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.member import accepts_inputs, relist
-from mobd_server.machines.placement import serve_work
 from mobd_server.machines.records import Record
+from mobd_server.machines.sharing import serve_work
 from mobd_server.machines.state import Dedupe, Input, Member, Mob
 from mobd_server.machines.undo import Undo
 

@@ -17,9 +17,9 @@ from mobd_server.machines.attachment import close
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.lifecycle import Fields, Trigger, legal_phases, require_phase, step
 from mobd_server.machines.member import TABLE, relist
-from mobd_server.machines.placement import rebalance
 from mobd_server.machines.records import MobRow, Record
 from mobd_server.machines.run import settle
+from mobd_server.machines.sharing import rebalance
 from mobd_server.machines.state import Member, Mob
 from mobd_server.machines.undo import Undo
 from mobd_server.machines.views import view_mob

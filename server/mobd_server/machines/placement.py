@@ -22,15 +22,6 @@ BATCH_BYTES: Final = 1 << 20
 PLACE_AT_ONCE: Final = 500
 
 
-def serve_work(d: Draft, member: Member) -> None:
-    """See to it that a member's new work runs as soon as it may."""
-    if member.listed == "ready" and member.executor is not None:
-        dispatch(d, d.mob.attachments[member.executor.attachment_id])
-    elif member.listed == "waiting" and member.listed_at == d.mob.head:
-        # Only when it begins to wait: later room finds it through the list.
-        place(d, member)
-
-
 def dispatch(d: Draft, attachment: Attachment) -> None:
     """Start as many runs on an agent as it takes now, in the order in which their members became ready."""
     mob = d.mob
@@ -129,14 +120,14 @@ def place(d: Draft, member: Member, avoid: str | None = None) -> bool:
         if best is None or rank < best:
             best, chosen = rank, attachment
     if chosen is None and member.queue and full:
-        chosen = _make_room(d, full)
+        chosen = make_room(d, full)
     if chosen is None:
         return False
-    _assign(d, member, chosen)
+    assign_to(d, member, chosen)
     return True
 
 
-def _make_room(d: Draft, full: list[Attachment]) -> Attachment | None:
+def make_room(d: Draft, full: list[Attachment]) -> Attachment | None:
     """Send the member away that has been idle longest; return its agent."""
     best: tuple[int, str] | None = None
     for attachment in full:
@@ -166,7 +157,8 @@ def is_idle(member: Member) -> bool:
     return member.run_id is None and not member.queue and member.executor is not None and member.executor.confirmed
 
 
-def _assign(d: Draft, member: Member, attachment: Attachment) -> None:
+def assign_to(d: Draft, member: Member, attachment: Attachment) -> None:
+    """Ask an agent to serve a member that has none."""
     d.emit(
         e.ExecutorAssigned(member.member_id, attachment.attachment_id, d.mob.fences + 1),
         member.member_id,
@@ -206,19 +198,6 @@ def release(d: Draft, member: Member, reason: str) -> None:
     d.react(SendUnassign(executor.attachment_id, member.member_id, executor.fence, reason))
 
 
-def refill(d: Draft, attachment: Attachment, member: Member) -> None:
-    """After `member` got free on an agent: run what is ready there, or give its place to a member that waits."""
-    dispatch(d, attachment)
-    if not is_idle(member) or not d.is_connected(attachment.attachment_id):
-        return
-    waiting = next_waiting(d.mob, attachment)
-    if waiting is None:
-        return
-    if len(attachment.members) >= attachment.max_members:
-        release(d, member, "its place is needed for a member with work")
-    _assign(d, waiting, attachment)
-
-
 def pass_on(d: Draft, attachment: Attachment, declined: Member) -> None:
     """After an agent declined a member: run what is ready there, and ask it to serve another that waits."""
     dispatch(d, attachment)
@@ -226,7 +205,7 @@ def pass_on(d: Draft, attachment: Attachment, declined: Member) -> None:
         return
     waiting = next_waiting(d.mob, attachment, avoid=declined.member_id)
     if waiting is not None:
-        _assign(d, waiting, attachment)
+        assign_to(d, waiting, attachment)
 
 
 def next_waiting(mob: Mob, attachment: Attachment, avoid: str | None = None) -> Member | None:
@@ -268,7 +247,7 @@ def fill(d: Draft, attachment: Attachment, free: list[Member]) -> None:
             if not idle:
                 return
             release(d, idle.pop(), "its place is needed for a member with work")
-        _assign(d, member, attachment)
+        assign_to(d, member, attachment)
         limit -= 1
     for member in free:
         if len(attachment.members) >= attachment.max_members:
@@ -277,17 +256,8 @@ def fill(d: Draft, attachment: Attachment, free: list[Member]) -> None:
             if limit <= 0:
                 d.react(Again())
                 return
-            _assign(d, member, attachment)
+            assign_to(d, member, attachment)
             limit -= 1
-
-
-def rebalance(d: Draft) -> None:
-    """Fill every connected agent; what does not fit one decision follows in the next."""
-    free = free_members(d.mob)
-    for attachment in sorted(d.mob.attachments.values(), key=lambda one: one.seq):
-        if d.is_connected(attachment.attachment_id):
-            fill(d, attachment, free)
-            dispatch(d, attachment)
 
 
 def assigned(mob: Mob, undo: Undo, record: Record, event: e.ExecutorAssigned) -> None:

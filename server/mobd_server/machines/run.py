@@ -15,8 +15,9 @@ from mobd_server.machines.answers import Done, RunAnswer, SendSettled
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.inbox import end_input, put_back, take
 from mobd_server.machines.member import TABLE, insert_sorted, relist, remove_sorted, unlist
-from mobd_server.machines.placement import refill, serve_work, start_run
+from mobd_server.machines.placement import start_run
 from mobd_server.machines.records import MessageRow, Record, RunRow, SessionRow
+from mobd_server.machines.sharing import refill, serve_work
 from mobd_server.machines.state import (
     BACKOFF_US,
     MAX_ATTEMPTS,
