@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -19,11 +20,14 @@ from tests.faults.ledger import (
     of_kind,
 )
 from tests.support.peers import CALL_S, Peer, Watcher, answered, canonical, reason
+from tests.support.postgres import Cluster
 from tests.support.processes import Changes, say
+from tests.support.served import Served
 
 from mobd.v1 import bridge_pb2
 
-BREAKS = 5
+BREAKS = 8
+CRASHES = 2
 SENDERS = 16
 # What is acknowledged between two breaks, and after the last.
 ROUND = 160
@@ -72,25 +76,25 @@ class Senders:
         await self._changes.until(lambda: len(self.acknowledged) >= enough, f"{enough} acknowledgements")
 
 
-@pytest.mark.asyncio
-async def test_sessions_that_the_database_ends_lose_nothing_that_was_acknowledged(on_postgresql: World) -> None:
-    world = on_postgresql
-    served = await world.serve()
+Break = Callable[[], Awaitable[None]]
+
+
+async def under_load(world: World, served: Served, times: int, happen: Break) -> Senders:
+    """Let something `happen` again and again while every sender delivers, and check all that was acknowledged."""
     admin = await world.peer(served)
     members = [f"m{at:02}" for at in range(SENDERS)]
     await admin.create(members)
     agent = world.agent(served, "agent", capacity=8)
     changes = Changes()
     senders = Senders(changes)
-    ended = 0
     async with AsyncExitStack() as stack:
         watcher = Watcher(await world.peer(served), changes)
         stack.push_async_callback(watcher.stop)
         tasks = [asyncio.ensure_future(senders.send(await world.peer(served), name)) for name in members]
         stack.callback(lambda: [task.cancel() for task in tasks])
-        for _ in range(BREAKS):
+        for _ in range(times):
             await senders.more()
-            ended += await break_connections(str(world.url))
+            await happen()
         await senders.more()
         senders.over = True
         await asyncio.gather(*tasks)
@@ -98,8 +102,7 @@ async def test_sessions_that_the_database_ends_lose_nothing_that_was_acknowledge
         log = await admin.log()
         await watcher.reach(len(log))
 
-    say(f"{len(senders.acknowledged)} acknowledged, {ended} sessions ended, {dict(senders.failures)}")
-    assert ended >= BREAKS, "the server held no session"
+    say(f"{len(senders.acknowledged)} acknowledged, {dict(senders.failures)}")
     assert served.process.code is None
     assert {status for status, _ in senders.failures} <= {"UNAVAILABLE"}
     assert all(why for _, why in senders.failures), "every refusal says its reason"
@@ -110,6 +113,39 @@ async def test_sessions_that_the_database_ends_lose_nothing_that_was_acknowledge
     check_calls(log, agent.calls())
     check_seen(log, watcher.seen)
     assert not of_kind(log, "executor_lost")
+    return senders
+
+
+@pytest.mark.asyncio
+async def test_sessions_that_the_database_ends_lose_nothing_that_was_acknowledged(on_postgresql: World) -> None:
+    served = await on_postgresql.serve()
+    ended = 0
+
+    async def happen() -> None:
+        nonlocal ended
+        ended += await break_connections(str(on_postgresql.url))
+
+    await under_load(on_postgresql, served, BREAKS, happen)
+    say(f"{ended} sessions ended")
+    assert ended >= BREAKS, "the server held no session"
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_crashes_loses_nothing_that_was_acknowledged(
+    on_postgresql: World, postgres: Cluster
+) -> None:
+    served = await on_postgresql.serve()
+
+    async def happen() -> None:
+        postgres.stop("immediate")
+        try:
+            await served.serving(yes=False)
+        finally:
+            postgres.start()
+        await served.serving()
+
+    senders = await under_load(on_postgresql, served, CRASHES, happen)
+    assert senders.failures["UNAVAILABLE", "JOURNAL_DOWN"]
 
 
 @pytest.mark.asyncio

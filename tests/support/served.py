@@ -86,13 +86,13 @@ class Served:
             await asyncio.gather(serving, ended, return_exceptions=True)
         return self
 
-    async def serving(self, timeout_s: float = WAIT_S) -> None:
-        """Return when health says that the server serves."""
+    async def serving(self, timeout_s: float = WAIT_S, *, yes: bool = True) -> None:
+        """Return when health says that the server serves, or, with `yes=False`, that it does not."""
         async with channel(self.target) as connection:
             stub = health_pb2_grpc.HealthStub(connection)
             watch = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=timeout_s)
             async for answer in watch:
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                if (answer.status == health_pb2.HealthCheckResponse.SERVING) is yes:
                     watch.cancel()
                     return
         raise AssertionError("the health of the server is not watched any more")
