@@ -7,7 +7,7 @@ PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ign
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs-check bench mutants lock clean
+.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs-check bench mutants soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ migrate: setup ## bring the database to the newest schema
 
 test: setup ## run the tests (PYTEST_ARGS are passed on)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: setup ## kill servers and agents under a long load, on both stores (MOBD_TEST_SEED repeats a run)
+	MOBD_TEST_FULL=1 $(BIN)/python -m pytest tests/faults -s $(PYTEST_ARGS)
 
 test-floor: .venv-floor/.mobd ## run the client's tests with the oldest dependencies that it supports
 	PYTHONPATH=client .venv-floor/bin/python -m pytest --confcutdir=tests/client -m floor tests/client

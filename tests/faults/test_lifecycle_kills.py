@@ -7,13 +7,16 @@ import grpc
 import pytest
 from tests.faults.conftest import World
 from tests.faults.ledger import check_gap_free, of_kind
-from tests.support.peers import CALL_S, MOB, Watcher, answered, content, reason
+from tests.support.peers import CALL_S, MOB, Peer, Watcher, answered, content, reason
 from tests.support.processes import Changes
+from tests.support.served import Served
 
 from mobd.v1 import bridge_pb2, mobs_pb2
 
 MEMBERS = 2_000
 BATCH = 250
+# How often the kill may come after the last slice, which is a matter of some 50 ms.
+TRIES = 6
 
 
 @pytest.mark.asyncio
@@ -54,54 +57,67 @@ async def test_a_stopped_mob_stays_stopped_over_a_kill_and_runs_what_waits_when_
     assert kinds == ["mob_started", "mob_stopped", "mob_resumed"]
 
 
+async def populate(peer: Peer, names: list[str]) -> None:
+    """Make the mob with these members, and give each of them an input that waits."""
+    await peer.create(names)
+    for at in range(0, len(names), BATCH):
+        deliveries = [
+            bridge_pb2.Delivery(member_id=name, input_id="waits", content=content(n=1))
+            for name in names[at : at + BATCH]
+        ]
+        batch = bridge_pb2.DeliverBatchRequest(mob_id=peer.mob_id, deliveries=deliveries)
+        await peer.bridge.DeliverBatch(batch, timeout=CALL_S)
+
+
+async def kill_in_the_middle(served: Served, peer: Peer, watcher: Watcher, changes: Changes) -> bool:
+    """Kill the server after the first slice of a destruction, and return whether that was before its last."""
+    request = mobs_pb2.DestroyMobRequest(mob_id=peer.mob_id, request_id="the-end")
+    call = asyncio.ensure_future(peer.mobs.DestroyMob(request, timeout=CALL_S))
+    await changes.until(lambda: "member_destroyed" in watcher.kinds, "the first slice")
+    served.kill9()
+    [outcome] = await asyncio.gather(call, return_exceptions=True)
+    await served.restart()
+    # Nobody asks again: it goes on by itself.
+    await changes.until(lambda: "mob_destroyed" in watcher.kinds, "the end of the destruction")
+    await watcher.ended()
+    if not isinstance(outcome, grpc.aio.AioRpcError):
+        return False
+    assert outcome.code() == grpc.StatusCode.UNAVAILABLE
+    [end] = of_kind(await peer.log(), "mob_destroyed")
+    return end.time.ToNanoseconds() > served.kills[-1] * 1e9
+
+
 @pytest.mark.asyncio
 async def test_a_destruction_that_is_killed_in_its_middle_ends_after_the_restart_and_reports_all(world: World) -> None:
     served = await world.serve()
-    peer = await world.peer(served)
     names = [f"m{at:04}" for at in range(MEMBERS)]
-    await peer.create(names)
-    for at in range(0, MEMBERS, BATCH):
-        batch = bridge_pb2.DeliverBatchRequest(
-            mob_id=MOB,
-            deliveries=[
-                bridge_pb2.Delivery(member_id=name, input_id="waits", content=content(n=1))
-                for name in names[at : at + BATCH]
-            ],
-        )
-        await peer.bridge.DeliverBatch(batch, timeout=CALL_S)
-    request = mobs_pb2.DestroyMobRequest(mob_id=MOB, request_id="the-end")
     changes = Changes()
-    watching = await world.peer(served)
     async with AsyncExitStack() as stack:
-        watcher = Watcher(watching, changes)
-        stack.push_async_callback(watcher.stop)
-        await watcher.reach(1)
-        call = asyncio.ensure_future(peer.mobs.DestroyMob(request, timeout=CALL_S))
-        await changes.until(lambda: "member_destroyed" in watcher.kinds, "the first slice")
-        served.kill9()
-        with pytest.raises(grpc.aio.AioRpcError) as broken:
-            await call
-        assert broken.value.code() == grpc.StatusCode.UNAVAILABLE
-        await served.restart()
-        # Nobody asks again: it goes on by itself.
-        await changes.until(lambda: "mob_destroyed" in watcher.kinds, "the end of the destruction")
-        await watcher.ended()
+        for number in range(TRIES):
+            peer = await world.peer(served, f"crew-{number}")
+            await populate(peer, names)
+            watcher = Watcher(await world.peer(served, peer.mob_id), changes)
+            stack.push_async_callback(watcher.stop)
+            await watcher.reach(1 + MEMBERS)
+            if await kill_in_the_middle(served, peer, watcher, changes):
+                break
+        else:
+            raise AssertionError(f"the kill came too late {TRIES} times")
 
     log = await peer.log()
-    [end] = of_kind(log, "mob_destroyed")
-    assert end.time.ToNanoseconds() > served.kills[0] * 1e9, "the kill came too late"
-    assert end is log[-1]
+    assert log[-1].kind == "mob_destroyed"
+    assert len(of_kind(log, "mob_destroying", "mob_destroyed")) == 2
     assert sorted(event.member_id for event in of_kind(log, "member_destroyed")) == names
-    assert len(of_kind(log, "mob_destroying")) == 1
     check_gap_free(log)
     assert watcher.seen == [event.seq for event in log]
 
+    request = mobs_pb2.DestroyMobRequest(mob_id=peer.mob_id, request_id="the-end")
     answer = await answered(lambda: peer.mobs.DestroyMob(request, wait_for_ready=True, timeout=CALL_S))
     assert (answer.report.members, answer.report.inputs_abandoned) == (MEMBERS, MEMBERS)
     assert [one.member_id for one in answer.report.outcomes] == names
     assert {one.inputs_abandoned for one in answer.report.outcomes} == {1}
     assert answer.mob.phase == mobs_pb2.MOB_PHASE_DESTROYED
-    other = await peer.mobs.DestroyMob(mobs_pb2.DestroyMobRequest(mob_id=MOB), timeout=CALL_S)
+    other = await peer.mobs.DestroyMob(mobs_pb2.DestroyMobRequest(mob_id=peer.mob_id), timeout=CALL_S)
     assert other.already
     assert other.report == answer.report
     assert await peer.log() == log
