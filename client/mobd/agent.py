@@ -24,6 +24,8 @@ H = TypeVar("H", bound=Handler)
 
 # How long to wait for the server to hear that the agent leaves.
 LEAVE_S: Final = 3.0
+# The most that a server lets one agent have.
+MAX_MEMBERS: Final = 1_000
 
 log: Final = logging.getLogger("mobd.agent")
 
@@ -45,8 +47,8 @@ class Agent:
     `input_id`s as keys of what they do outside. The connection has a thread of its own: it reconnects, keeps runs
     over restarts of the server, and sends a result until the server has settled it.
 
-    `capacity` runs are taken at a time, by at most `max_members` members (as many as `capacity`, or as are named, if
-    not given). `host_id` names the agent over restarts of its process, so that a new process takes over at once; it is
+    `capacity` runs are taken at a time, of at most `max_members` members; members without work cost next to nothing.
+    `host_id` names the agent over restarts of its process, so that a new process takes over at once; it is
     MOBD_HOST_ID or random if not given, and two agents must not share one. `drain_timeout` bounds in seconds how long
     a drain waits for runs. Everything worth telling goes to the logger `mobd.agent`.
     """
@@ -66,7 +68,7 @@ class Agent:
         member: str | None = None,
         members: Iterable[str] = (),
         capacity: int = 1,
-        max_members: int | None = None,
+        max_members: int = MAX_MEMBERS,
         host_id: str | None = None,
         drain_timeout: float | None = None,
     ) -> None:
@@ -82,7 +84,7 @@ class Agent:
                 *(agents_pb2.Serve(role=one) for one in dict.fromkeys(all_roles)),
             ),
             capacity=capacity,
-            max_members=max_members or max(capacity, len(all_members)),
+            max_members=max_members,
             host_id=host_id or os.environ.get("MOBD_HOST_ID") or f"host-{secrets.token_hex(8)}",
             incarnation=secrets.token_hex(8),
         )

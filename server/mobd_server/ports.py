@@ -119,6 +119,9 @@ class Store(Protocol):
     async def read_event(self, mob_id: str, seq: int) -> Record | None:
         """Return one event."""
 
+    async def read_these(self, mob_id: str, seqs: Sequence[int]) -> list[Record]:
+        """Return the events with these seqs, in their order in the log; those that are not there are left out."""
+
     async def head(self, mob_id: str) -> Loaded | None:
         """Return where the log stands, without taking the mob over. None: no such mob."""
 

@@ -3,6 +3,8 @@
 from tests.machines.stage import Stage, named
 
 from mobd_server.machines import commands as c
+from mobd_server.machines.answers import AttachRefused
+from mobd_server.machines.state import Serve
 
 
 def with_members(*members: str) -> Stage:
@@ -90,3 +92,13 @@ def test_nobody_moves_while_the_mob_does_not_run() -> None:
     assert stage.agent_of("b") == first
     stage.do(c.ResumeMob())
     assert stage.agent_of("b") != first
+
+
+def test_an_incarnation_whose_place_was_taken_does_not_take_it_back() -> None:
+    stage = with_members("a")
+    stage.agent("h", incarnation="1")
+    second = stage.agent("h", incarnation="2")
+    refused = stage.do(c.Attach("h", "1", 8, 100, [Serve(role="analyst")]), AttachRefused)
+    assert refused.cause == "superseded"
+    assert stage.agent_of("a") == second
+    assert stage.replayed().superseded == [("h", "1")]

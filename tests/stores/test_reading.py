@@ -15,6 +15,7 @@ async def test_a_mob_that_was_never_created_is_not_there(backend: Backend) -> No
     assert await backend.store.head("nobody") is None
     assert await backend.store.read_events("nobody", 0, 10) == []
     assert await backend.store.read_event("nobody", 1) is None
+    assert await backend.store.read_these("nobody", [1]) == []
     assert await backend.store.read_run("nobody", "run-1") is None
 
 
@@ -33,6 +34,12 @@ async def test_events_come_in_pages_that_end_at_a_count_or_a_size(backend: Backe
     assert [r.seq for r in await backend.store.read_events("m", 3, 4)] == [4, 5, 6, 7]
     small = await backend.store.read_events("m", 0, 100, max_bytes=1)
     assert [r.seq for r in small] == [1]
+
+
+async def test_single_events_come_in_the_order_of_the_log(backend: Backend) -> None:
+    author = Author("m")
+    await backend.fates(*author.create("a", "b"))
+    assert [r.seq for r in await backend.store.read_these("m", [4, 2, 99, 2])] == [2, 4]
 
 
 async def test_since_is_the_cursor_before_the_first_event_that_is_late_enough(backend: Backend) -> None:

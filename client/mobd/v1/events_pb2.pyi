@@ -811,22 +811,26 @@ class InputOutcome(_message.Message):
     CANONICAL_INPUT_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     canonical_input_id: _builtins.str
     """The server's name of the input."""
     outcome: _builtins.str
     """What became of it: consumed, requeued, requeued_behind, abandoned."""
     reason: _builtins.str
     """With abandoned: why."""
+    attempt: _builtins.int
+    """Which attempt of the input the run was."""
     def __init__(
         self,
         *,
         canonical_input_id: _builtins.str = ...,
         outcome: _builtins.str = ...,
         reason: _builtins.str = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_input_id", b"canonical_input_id", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "canonical_input_id", b"canonical_input_id", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

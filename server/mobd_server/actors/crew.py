@@ -167,10 +167,16 @@ class Crew:
         if connection.state == "ended":
             return
         if isinstance(reply.answer, a.AttachRefused):
-            retry_after_s = UNREADABLE_S if reply.answer.cause == "too_many_agents" else None
-            self.end(connection, Reject(reply.answer.cause, reply.answer.message, retry_after_s))
+            self._refused(connection, reply.answer)
         elif reply.error is not None:
             self._not_now(connection, reply.error)
+
+    def _refused(self, connection: Connection, answer: a.AttachRefused) -> None:
+        if answer.cause == "superseded":
+            self.end(connection, Goodbye("superseded", answer.message))
+        else:
+            retry_after_s = UNREADABLE_S if answer.cause == "too_many_agents" else None
+            self.end(connection, Reject(answer.cause, answer.message, retry_after_s))
 
     def _seat(self, connection: Connection, answer: a.Attached) -> None:
         shared = self._shared

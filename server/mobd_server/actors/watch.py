@@ -1,7 +1,8 @@
 """Waiting for something to become true of a mob, a member or an input, by published events alone.
 
-A watch says only that a look is worth while: whoever waits reads the state anew. It names what it is about, so that
-a thousand who wait on one member are not all woken by the input of one.
+A watch says that a look is worth while, and hands out the events of the input that it is about, so that nobody has to
+read the log for what has just been published. It names what it is about, so that a thousand who wait on one member are
+not all woken by the input of one.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -63,17 +64,20 @@ KEYS: Final[dict[type[e.Event], Callable[[Any], Iterable[str]]]] = {
     e.RunSettled: _outcomes,
 }
 
+OF_INPUTS: Final = frozenset({e.InputAbandoned, e.RunStarted, e.RunSettled})
+
 
 class Watch:
     """One reader's wait. A change between two calls of `changed` is not missed."""
 
-    __slots__ = ("_bell", "_board", "_changed", "_error", "keys")
+    __slots__ = ("_bell", "_board", "_changed", "_error", "_news", "keys")
 
     def __init__(self, board: "Watches", clock: Clock, keys: tuple[str, ...]) -> None:
         self._board = board
         self._bell = Bell(clock)
         self._changed = False
         self._error: MobdError | None = None
+        self._news: list[Record] = []
         self.keys = keys
 
     async def changed(self, patience_s: float | None = None) -> bool:
@@ -92,9 +96,16 @@ class Watch:
         """Stop watching; harmless if repeated."""
         self._board.remove(self)
 
-    def notify(self) -> None:
+    def news(self) -> list[Record]:
+        """Return the events of the watch's input since the last call, in order: a run started, settled, or given up."""
+        news, self._news = self._news, []
+        return news
+
+    def notify(self, record: Record) -> None:
         """Take note of a change."""
         self._changed = True
+        if type(record.event) in OF_INPUTS:
+            self._news.append(record)
         self._bell.ring()
 
     def end(self, error: MobdError) -> None:
@@ -136,7 +147,7 @@ class Watches:
             if keys is not None:
                 for key in keys(record.event):
                     for watch in by_key.get(key, ()):
-                        watch.notify()
+                        watch.notify(record)
 
     def end(self, make_error: Callable[[], MobdError]) -> None:
         """End every watch."""

@@ -136,7 +136,7 @@ class Attached(Answer, gc=False):
 
 
 class AttachRefused(Answer, gc=False):
-    cause: Literal["unknown_role", "mob_destroyed", "too_many_agents"]
+    cause: Literal["unknown_role", "mob_destroyed", "too_many_agents", "superseded"]
     message: str
 
 

@@ -1,7 +1,8 @@
 """Agents: how one attaches, resumes, drains and goes (architecture §5).
 
 Only the same (host_id, incarnation) resumes. Another incarnation of a host takes the place of the one before at once;
-what that one had in flight is lost. Whether an agent is connected is not a fact of the log: it comes with the context.
+what that one had in flight is lost, and it does not come back. Whether an agent is connected is not a fact of the log:
+it comes with the context.
 """
 
 from typing import Final, Literal
@@ -15,7 +16,7 @@ from mobd_server.machines.placement import assign, dispatch, fill, free_members,
 from mobd_server.machines.records import Record
 from mobd_server.machines.run import Cause, resend, settle
 from mobd_server.machines.sharing import arrive, borrow_all
-from mobd_server.machines.state import Attachment, Member, Mob, Serve
+from mobd_server.machines.state import SUPERSEDED_KEPT, Attachment, Member, Mob, Serve
 from mobd_server.machines.undo import Undo
 
 AGENTS: Final = 1_000
@@ -77,6 +78,10 @@ def _refusal(mob: Mob, command: c.Attach) -> AttachRefused | None:
         return AttachRefused(
             "unknown_role",
             f"mob '{mob.mob_id}' has no role {', '.join(unknown)}: it has {', '.join(sorted(roles))}",
+        )
+    if (command.host_id, command.incarnation) in mob.superseded:
+        return AttachRefused(
+            "superseded", f"another incarnation of host {command.host_id} took its place: give each process its own"
         )
     if len(mob.attachments) >= AGENTS and all(a.host_id != command.host_id for a in mob.attachments.values()):
         return AttachRefused("too_many_agents", f"a mob has at most {AGENTS} agents")
@@ -245,5 +250,9 @@ def opened(mob: Mob, undo: Undo, record: Record, event: e.AttachmentOpened) -> N
 def closed(mob: Mob, undo: Undo, record: Record, event: e.AttachmentClosed) -> None:
     """Evolve: the agent is gone."""
     attachment = undo.drop(mob.attachments, event.attachment_id)
+    if event.reason == "superseded":
+        undo.append(mob.superseded, (attachment.host_id, attachment.incarnation))
+        if len(mob.superseded) > SUPERSEDED_KEPT:
+            undo.splice(mob.superseded, 0, 1, ())
     if attachment.members or attachment.runs:
         raise ValueError(f"attachment {event.attachment_id} was closed with members or runs")

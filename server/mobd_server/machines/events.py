@@ -163,6 +163,8 @@ class Outcome(Struct, frozen=True, gc=False, omit_defaults=True):
     canonical_input_id: str
     outcome: Ended
     reason: str = ""
+    # Which attempt of the input this run was.
+    attempt: int = 0
 
 
 class RunSettled(Event, frozen=True, gc=False):

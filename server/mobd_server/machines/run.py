@@ -187,7 +187,7 @@ def settle(d: Draft, run: Run, cause: Cause, error: str = "", result: Result | N
     # its input's last attempt. The same attempt is made again, alone (`select_batch`).
     final = cause != "lost" or run.exclusive
     outcomes = [
-        _outcome(cause, one, error, last=final and attempt >= MAX_ATTEMPTS, backlog=backlog)
+        _outcome(cause, one, attempt, error, last=final and attempt >= MAX_ATTEMPTS, backlog=backlog)
         for one, attempt in zip(run.inputs, run.attempts, strict=True)
     ]
     again = [a for a, o in zip(run.attempts, outcomes, strict=True) if o.outcome == "requeued"]
@@ -237,12 +237,12 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _outcome(cause: Cause, one: Input, error: str, *, last: bool, backlog: bool) -> e.Outcome:
+def _outcome(cause: Cause, one: Input, attempt: int, error: str, *, last: bool, backlog: bool) -> e.Outcome:
     outcome = OUTCOMES[cause, last, backlog]
     reason = ""
     if outcome == "abandoned":
         reason = f"{_REASONS[cause]}: {error}" if error else _REASONS[cause]
-    return e.Outcome(one.canonical_input_id, outcome, reason)
+    return e.Outcome(one.canonical_input_id, outcome, reason, attempt)
 
 
 def resend(d: Draft, run: Run) -> None:

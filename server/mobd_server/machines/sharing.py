@@ -97,25 +97,25 @@ def lend(d: Draft, member: Member) -> None:
         if there is not here and _is_free(d, there) and _may_move(member, here, there)
     ]
     if free:
-        _move(d, member, min(free, key=lambda one: (len(one.runs), len(one.members), one.seq)))
+        _move(d, member, here, min(free, key=lambda one: (len(one.runs), len(one.members), one.seq)))
 
 
 def borrow(d: Draft, there: Attachment) -> bool:
     """Move the member that waits longest for a busy agent to one that is free; return whether there was one."""
     if not _is_free(d, there):
         return False
-    best: tuple[int, str] | None = None
+    best: tuple[tuple[int, str], Attachment] | None = None
     for here in d.mob.attachments.values():
         if here is there or not here.ready or not d.is_connected(here.attachment_id):
             continue
         for entry in here.ready[:LOOK_AT]:
             if _may_move(d.mob.members[entry[1]], here, there):
-                if best is None or entry < best:
-                    best = entry
+                if best is None or entry < best[0]:
+                    best = (entry, here)
                 break
     if best is None:
         return False
-    _move(d, d.mob.members[best[1]], there)
+    _move(d, d.mob.members[best[0][1]], best[1], there)
     return True
 
 
@@ -141,8 +141,13 @@ def _may_move(member: Member, here: Attachment, there: Attachment) -> bool:
     return serves(there, member)
 
 
-def _move(d: Draft, member: Member, there: Attachment) -> None:
+def _move(d: Draft, member: Member, here: Attachment, there: Attachment) -> None:
     if len(there.members) >= there.max_members and make_room(d, [there]) is None:
         return
     release(d, member, REASON)
     assign_to(d, member, there)
+    # Its place is free, and if it was to be alone those behind it may run.
+    dispatch(d, here)
+    waiting = next_waiting(d.mob, here) if len(here.members) < here.max_members else None
+    if waiting is not None:
+        assign_to(d, waiting, here)

@@ -20,6 +20,7 @@ MAX_ATTEMPTS: Final = 3
 MAX_RESENDS: Final = 3
 BACKOFF_US: Final = (1_000_000, 10_000_000)
 RECEIPTS_KEPT: Final = 16
+SUPERSEDED_KEPT: Final = 256
 
 
 # No JSON at all. A default that is this object is left out when it is encoded, and comes back as this object; what is
@@ -208,6 +209,8 @@ class Mob(Struct, gc=False):
     attachments: dict[str, Attachment] = {}
     runs: dict[str, Run] = {}
     receipts: dict[str, Receipt] = {}
+    # Incarnations of hosts whose place another one took, the newest last: they don't come back.
+    superseded: list[tuple[str, str]] = []
     # Members with work and without an agent, by role, sorted: (seq since when, member_id).
     waiting: dict[str, list[tuple[int, str]]] = {}
     # Members whose head input is tried again at a time, sorted: (µs, member_id).

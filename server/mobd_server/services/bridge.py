@@ -15,7 +15,7 @@ from mobd_server.machines.member import accepts_inputs
 from mobd_server.machines.state import Mob
 from mobd_server.machines.views import view_member
 from mobd_server.ports import Clock, Store
-from mobd_server.services.inputs import Ended, InputView, ended_view, find
+from mobd_server.services.inputs import Ended, InputView, advanced, canonical_id, ended_view, find
 from mobd_server.services.members import member_of
 
 # Whether an agent is connected is no event, but may be what an input waits for: look again after this time.
@@ -72,19 +72,21 @@ class Bridge:
 
     async def watch_input(self, mob_id: str, member_id: str, name: str) -> AsyncIterator[InputView]:
         """Follow one input: as it is now, then after each change; how it ended comes last."""
-        shown = await self.get_input(mob_id, member_id, name)
-        canonical = shown.canonical_input_id
+        actor = await self._registry.load(mob_id)
+        canonical = await actor.read(lambda mob: canonical_id(mob, member_id, name))
         watch = self._publisher.watch(mob_id, member_id, canonical)
         try:
-            last: InputView | None = None
-            while True:
-                # Again, now that no change can be missed.
-                shown = await self.get_input(mob_id, member_id, canonical)
-                if shown != last:
-                    yield shown
-                if shown.ended:
-                    return
-                last = shown
+            shown = await self.get_input(mob_id, member_id, canonical)
+            yield shown
+            while not shown.ended:
                 await watch.changed(LOOK_AGAIN_S)
+                # All that was published since before the first look: it ends at least where that look was.
+                after = advanced(shown, watch.news())
+                if after.state == "queued":
+                    # What it waits for is no event of its own.
+                    after = await self.get_input(mob_id, member_id, canonical)
+                if after != shown:
+                    shown = after
+                    yield shown
         finally:
             watch.close()

@@ -1,14 +1,15 @@
 """One input as its callers see it: live from the state, ended from the events that took and ended it."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Final, Literal
 
 import msgspec
 from msgspec import Raw, Struct
 
 from mobd_server.errors import InputForgotten, InputNotFound, Internal
-from mobd_server.machines.events import InputAbandoned, InputAccepted, RunSettled
+from mobd_server.machines.events import InputAbandoned, InputAccepted, RunSettled, RunStarted
 from mobd_server.machines.inbox import input_key, minted_at
+from mobd_server.machines.records import Record
 from mobd_server.machines.state import Dedupe, Input, Member, Mob, Usage
 from mobd_server.machines.views import waiting_reason
 from mobd_server.ports import Store
@@ -53,6 +54,40 @@ class Ended(Struct):
     canonical_input_id: str
     seq: int
     end_seq: int
+
+
+def canonical_id(mob: Mob, member_id: str, name: str) -> str:
+    """Return the server's name of an input. Raises what `find` raises."""
+    return _known(member_of(mob, member_id), name).canonical_input_id
+
+
+def advanced(view: InputView, news: Sequence[Record]) -> InputView:
+    """Return a view after the published events of its input, in order."""
+    if not news:
+        return view
+    view = msgspec.structs.replace(view, waiting_reason="")
+    for record in news:
+        event = record.event
+        if isinstance(event, RunStarted):
+            view.state, view.run_id = "running", event.run_id
+            view.attempt = event.attempts[event.canonical_input_ids.index(view.canonical_input_id)]
+        elif isinstance(event, RunSettled):
+            _settle(view, event, record.at)
+        elif isinstance(event, InputAbandoned):
+            view.state, view.reason, view.ended_at = "abandoned", event.reason, record.at
+    return view
+
+
+def _settle(view: InputView, settled: RunSettled, at: int) -> None:
+    outcome = next(one for one in settled.outcomes if one.canonical_input_id == view.canonical_input_id)
+    view.run_id, view.attempt = settled.run_id, outcome.attempt
+    if outcome.outcome == "consumed":
+        view.state, view.ended_at = "consumed", at
+        view.output, view.usage = settled.output, settled.usage
+    elif outcome.outcome == "abandoned":
+        view.state, view.reason, view.ended_at = "abandoned", outcome.reason, at
+    else:
+        view.state, view.run_id = "queued", ""
 
 
 def find(mob: Mob, member_id: str, name: str, connected: Container[str]) -> InputView | Ended:
@@ -108,38 +143,20 @@ def _live(mob: Mob, member: Member, one: Input, state: InputState, attempt: int,
 
 async def ended_view(store: Store, ended: Ended) -> InputView:
     """Read what became of an input that has ended."""
-    first = await store.read_event(ended.mob_id, ended.seq)
-    last = await store.read_event(ended.mob_id, ended.end_seq)
-    if first is None or last is None or not isinstance(first.event, InputAccepted):
+    records = await store.read_these(ended.mob_id, (ended.seq, ended.end_seq))
+    if len(records) != 2 or not isinstance(records[0].event, InputAccepted):
         raise Internal(f"the log of mob '{ended.mob_id}' does not tell of input '{ended.canonical_input_id}'")
+    first, accepted = records[0], records[0].event
     view = InputView(
         mob_id=ended.mob_id,
         member_id=ended.member_id,
-        input_id=first.event.input_id,
+        input_id=accepted.input_id,
         canonical_input_id=ended.canonical_input_id,
-        content=first.event.content,
-        sender=first.event.sender,
-        state="abandoned",
+        content=accepted.content,
+        sender=accepted.sender,
+        state="queued",
         attempt=0,
         accepted_at=first.at,
         cursor=ended.seq,
-        ended_at=last.at,
     )
-    if isinstance(last.event, RunSettled):
-        await _ended_by_run(store, view, last.event)
-    elif isinstance(last.event, InputAbandoned):
-        view.reason = last.event.reason
-    return view
-
-
-async def _ended_by_run(store: Store, view: InputView, settled: RunSettled) -> None:
-    view.run_id = settled.run_id
-    outcome = next(one for one in settled.outcomes if one.canonical_input_id == view.canonical_input_id)
-    if outcome.outcome == "consumed":
-        view.state = "consumed"
-        view.output, view.usage = settled.output, settled.usage
-    view.reason = outcome.reason
-    row = await store.read_run(view.mob_id, settled.run_id)
-    if row is not None:
-        place = msgspec.json.decode(row.inputs, type=list[str]).index(view.canonical_input_id)
-        view.attempt = msgspec.json.decode(row.attempts, type=list[int])[place]
+    return advanced(view, records[1:])

@@ -84,6 +84,12 @@ class MemoryStore:
             return None
         return decoded(mob_id, log.records[seq - 1])
 
+    async def read_these(self, mob_id: str, seqs: Sequence[int]) -> list[Record]:
+        log = self._log(mob_id)
+        if log is None:
+            return []
+        return [decoded(mob_id, log.records[seq - 1]) for seq in sorted(set(seqs)) if 1 <= seq <= log.head]
+
     async def seq_at(self, mob_id: str, at: int) -> int:
         log = self._log(mob_id)
         if log is None:

@@ -138,7 +138,10 @@ def _run_settled(to: events_pb2.Event, event: e.RunSettled) -> None:
     ended.state = RUN_STATES[event.state]
     for outcome in event.outcomes:
         ended.outcomes.add(
-            canonical_input_id=outcome.canonical_input_id, outcome=outcome.outcome, reason=outcome.reason
+            canonical_input_id=outcome.canonical_input_id,
+            outcome=outcome.outcome,
+            reason=outcome.reason,
+            attempt=outcome.attempt,
         )
     ended.output_json = json_to(event.output)
     ended.error = event.error

@@ -1,7 +1,7 @@
 """Reading, and taking mobs over. Everything runs on a few threads of its own, never on the loop."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -90,6 +90,13 @@ class SqlStore:
         def work(connection: Connection) -> Record | None:
             row = connection.execute(_events().where(events.c.mob_id == mob_id, events.c.seq == seq)).first()
             return _record(mob_id, row) if row is not None else None
+
+        return await self._call(work)
+
+    async def read_these(self, mob_id: str, seqs: Sequence[int]) -> list[Record]:
+        def work(connection: Connection) -> list[Record]:
+            query = _events().where(events.c.mob_id == mob_id, events.c.seq.in_(seqs)).order_by(events.c.seq)
+            return [_record(mob_id, row) for row in connection.execute(query)]
 
         return await self._call(work)
 
