@@ -139,10 +139,50 @@ def test_yaml_words_stay_what_they_seem(word: str) -> None:
         ("[profiles.a]\ncontext = inf", "not_json", "profiles.a.context"),
         ("a = 1\na = 2", "syntax", ""),
         ("x = " + "[" * 10_000, "too_deep", ""),
+        ("x = " + "[" * 200, "too_deep", ""),
+        ("x = " + "{a=" * 10_000, "too_deep", ""),
+        ("a." * 5_000 + "a = 1", "too_deep", ""),
+        ("a = 1\n[" + "a . " * 5_000 + "a]", "too_deep", ""),
+        ("[[" + "'a'.\"a\"." * 2_500 + "a]]", "too_deep", ""),
+        ("x = [{" + "a." * 5_000 + "a = 1}]", "too_deep", ""),
+        ('profiles.a.instructions = "\\""\n' + "a." * 5_000 + "a = 1", "too_deep", ""),
+        ('profiles.a.instructions = """\\""" """""\n' + "a." * 5_000 + "a = 1", "too_deep", ""),
+        ("profiles.a.instructions = '\\'\n" + "a." * 5_000 + "a = 1", "too_deep", ""),
+        ("profiles.a.context = " + "[" * 127 + "]" * 127, "too_deep", "profiles.a.context"),
+        ("profiles.a.context." + "a." * 125 + "a = 1", "too_deep", "profiles.a.context"),
     ],
 )
 def test_toml_that_is_refused(document: str, code: str, location: str) -> None:
     assert only(check("toml", document)) == (code, location)
+
+
+DEEP = "[{." * 200
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        f"a.instructions = '{DEEP}'",
+        f'a.instructions = "{DEEP}\\"{DEEP}"',
+        f"a.instructions = '''{DEEP}''\n'{DEEP}'''",
+        f"a.instructions = '''{DEEP}'''''  # {DEEP}",
+        f'a.instructions = """{DEEP}\\"""{DEEP}""\\\n{DEEP}"""""',
+        f"# {DEEP}\na.instructions = ''",
+        f"a.context = {[[[1.5, 2.5], {}, []]] * 200}",
+        "a.context = " + "[" * 126 + "]" * 126,
+        "a.context." + "a." * 124 + "a = 1",
+        "a.context = {" + ", ".join(f"k{i}.a.b.c = 1.5" for i in range(200)) + "}",
+        "\n".join(f"a.context.k{i}.a.b.c = 1.5" for i in range(200)),
+        "a.context.k = [" + "1.5, " * 200 + "\n" + "1.5,\n" * 200 + "]",
+    ],
+)
+def test_toml_that_only_looks_deep(document: str) -> None:
+    assert {one.code for one in check("toml", f"[profiles]\n{document}").diagnostics} <= {"empty_instructions"}
+
+
+@pytest.mark.parametrize("end", ['"""', "'''", '"', "'", '"""\\', '"""\\"', "#", "["])
+def test_toml_that_breaks_off_is_read_once(end: str) -> None:
+    assert only(check("toml", f"a = {end}" + '\\"""\\' * 100_000)) == ("syntax", "")
 
 
 def test_all_errors_are_said_at_once_and_become_violations() -> None:

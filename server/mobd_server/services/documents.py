@@ -18,7 +18,12 @@ Notation = Literal["json", "yaml", "toml"]
 
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-]+").fullmatch
-
+# Texts and comments of TOML, whole, and every character that nests or ends a key. Nothing is ever tried a second time.
+_TOML_MARK: Final = re.compile(
+    r'''"""(?:[^"\\]|\\.|"(?!""))*+(?:"{3,5}|\\?\Z)|"(?:[^"\\\n]|\\[^\n])*+"?|'''
+    r"""'''(?:[^']|'(?!''))*+(?:'{3,5}|\Z)|'[^'\n]*+'?|#[^\n]*+|[\[{\]}.=,\n]""",
+    re.DOTALL,
+)
 
 MAX_PLACE: Final = 1_000
 MAX_SHOWN: Final = 128
@@ -89,10 +94,32 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _toml(text: str) -> Any:
+    _refuse_deep_toml(text)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SyntaxFault("syntax", f"not TOML: {error}") from None
+
+
+def _refuse_deep_toml(text: str) -> None:
+    """Count brackets, and the dots of the key at hand, before tomllib does more with them.
+
+    Its stack grows with the ones, and what comes of that is up to the interpreter. Its memory grows with the square of
+    the others: a hundred kilobytes of `a.a.a` take more than a machine has.
+    """
+    brackets = dots = 0
+    for mark in _TOML_MARK.finditer(text):
+        match mark[0]:
+            case ".":
+                dots += 1
+            case "[" | "{":
+                brackets, dots = brackets + 1, 0
+            case "]" | "}":
+                brackets, dots = max(brackets - 1, 0), 0
+            case "=" | "," | "\n":
+                dots = 0
+        if brackets + dots > MAX_NESTING:
+            raise SyntaxFault("too_deep", f"must nest at most {MAX_NESTING} levels deep")
 
 
 def _yaml(text: str) -> Any:
