@@ -1,10 +1,10 @@
 """What every test may ask for: a database of its own, on each store."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from tests.support.postgres import Cluster, binary
+from tests.support.settings import setting
 
 from mobd_server.adapters.sql import migrate
 from mobd_server.adapters.sql.engine import database_url, open_engine
@@ -15,7 +15,7 @@ def postgres() -> Iterator[Cluster]:
     """A PostgreSQL cluster; without one the test is skipped, or fails if MOBD_REQUIRE_POSTGRES is set."""
     if binary("initdb") is None:
         reason = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
-        if os.environ.get("MOBD_REQUIRE_POSTGRES"):
+        if setting("MOBD_REQUIRE_POSTGRES"):
             pytest.fail(reason)
         pytest.skip(reason)
     cluster = Cluster()

@@ -1,17 +1,17 @@
 """Handlers at work while the server is killed, handlers that block their loop, and handlers that kill their process."""
 
 import asyncio
-import os
 from contextlib import AsyncExitStack
 
 import pytest
 from tests.faults.conftest import World
 from tests.faults.ledger import check_gap_free, check_runs, of_kind
 from tests.support.processes import until
+from tests.support.settings import setting
 
 from mobd.v1 import bridge_pb2, runs_pb2
 
-FULL = os.environ.get("MOBD_TEST_FULL") == "1"
+FULL = setting("MOBD_TEST_FULL") == "1"
 SLEEP_S = 5 if FULL else 2
 BLOCK_S = 60 if FULL else 4
 

@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 
 import grpc
 import psycopg
 import pytest
+import pytest_asyncio
 from tests.faults.conftest import World
 from tests.faults.ledger import (
     check_calls,
@@ -21,7 +23,7 @@ from tests.faults.ledger import (
 )
 from tests.support.peers import CALL_S, Peer, Watcher, answered, canonical, reason
 from tests.support.postgres import Cluster
-from tests.support.processes import Changes, say
+from tests.support.processes import Changes, Process, say
 from tests.support.served import Served
 
 from mobd.v1 import bridge_pb2
@@ -32,6 +34,23 @@ SENDERS = 16
 # What is acknowledged between two breaks, and after the last.
 ROUND = 160
 OTHERS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def own_cluster(postgres: Cluster) -> Iterator[Cluster]:
+    """A cluster that may crash: one with few databases comes back at once, and nobody else uses it."""
+    cluster = Cluster()
+    yield cluster
+    cluster.remove()
+
+
+@pytest_asyncio.fixture
+async def on_own_cluster(tmp_path: Path, own_cluster: Cluster) -> AsyncIterator[World]:
+    url = own_cluster.new_database()
+    migrate = Process(["-m", "mobd_server", "migrate"], {"MOBD_DATABASE_URL": url}, tmp_path / "migrate.log")
+    assert await migrate.ended() == 0, migrate.output()
+    async with AsyncExitStack() as stack:
+        yield World(tmp_path, url, stack)
 
 
 async def break_connections(url: str) -> int:
@@ -85,6 +104,8 @@ async def under_load(world: World, served: Served, times: int, happen: Break) ->
     members = [f"m{at:02}" for at in range(SENDERS)]
     await admin.create(members)
     agent = world.agent(served, "agent", capacity=8)
+    await admin.deliver(members[0], "before", n=0)
+    await admin.end_of(members[0], "before")
     changes = Changes()
     senders = Senders(changes)
     async with AsyncExitStack() as stack:
@@ -132,20 +153,18 @@ async def test_sessions_that_the_database_ends_lose_nothing_that_was_acknowledge
 
 @pytest.mark.asyncio
 async def test_a_database_that_crashes_loses_nothing_that_was_acknowledged(
-    on_postgresql: World, postgres: Cluster
+    on_own_cluster: World, own_cluster: Cluster
 ) -> None:
-    served = await on_postgresql.serve()
+    served = await on_own_cluster.serve()
 
     async def happen() -> None:
-        postgres.stop("immediate")
-        try:
-            await served.serving(yes=False)
-        finally:
-            postgres.start()
+        own_cluster.stop("immediate")
+        await served.serving(yes=False)
+        own_cluster.start()
         await served.serving()
 
-    senders = await under_load(on_postgresql, served, CRASHES, happen)
-    assert senders.failures["UNAVAILABLE", "JOURNAL_DOWN"]
+    senders = await under_load(on_own_cluster, served, CRASHES, happen)
+    assert senders.failures
 
 
 @pytest.mark.asyncio

@@ -4,7 +4,6 @@ MOBD_TEST_FULL=1 delivers 20,000 inputs; MOBD_TEST_SEED repeats a run.
 """
 
 import asyncio
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -24,10 +23,11 @@ from tests.faults.ledger import (
 from tests.support.peers import CALL_S, AgentProcess, Peer, Watcher, answered, canonical, content
 from tests.support.processes import Changes, say
 from tests.support.served import Served
+from tests.support.settings import setting
 
 from mobd.v1 import bridge_pb2, common_pb2
 
-FULL = os.environ.get("MOBD_TEST_FULL") == "1"
+FULL = setting("MOBD_TEST_FULL") == "1"
 INPUTS = 20_000 if FULL else 4_000
 LIMIT_S = 300 if FULL else 100
 MEMBERS = [f"member-{at:03}" for at in range(100)]
@@ -158,7 +158,7 @@ async def kill_at(
 @pytest.mark.asyncio
 @pytest.mark.timeout(LIMIT_S + 60)
 async def test_every_acknowledged_input_is_consumed_once_and_in_order_whatever_is_killed(world: World) -> None:
-    seed = int(os.environ.get("MOBD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+    seed = int(setting("MOBD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
     say(f"MOBD_TEST_SEED={seed}")
     served = await world.serve(MOBD_GRACE_S="15" if FULL else "8")
     admin = await world.peer(served)

@@ -1,6 +1,5 @@
 """Whatever several callers and agents do, in whatever order and with whatever faults, the rules hold."""
 
-import os
 from typing import Any, Final, Literal
 
 import msgspec
@@ -11,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import Raw
 from tests.machines.model import Model, Run
 from tests.machines.stage import DAY, NOW, SECOND, CountedIds, named, role, state_bytes, stored, text
+from tests.support.settings import setting
 
 from mobd_server.errors import InvalidTransition, MemberNotFound, MobdError, RequestConflict
 from mobd_server.machines import commands as c
@@ -37,7 +37,7 @@ from mobd_server.machines.undo import Undo
 # A failure is made as short as possible before it is shown, which takes its time.
 pytestmark = pytest.mark.timeout(600)
 
-EXAMPLES: Final = int(os.environ.get("MOBD_TEST_EXAMPLES", "500"))
+EXAMPLES: Final = int(setting("MOBD_TEST_EXAMPLES", "500"))
 
 ROLES: Final = {"m0": "analyst", "m1": "analyst", "m2": "analyst", "m3": "lead", "m4": "lead"}
 TERMS: Final = (
