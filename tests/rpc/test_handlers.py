@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from mobd.v1 import events_pb2, mobs_pb2, runs_pb2, server_pb2
 from mobd_server.actors.links import Call
-from mobd_server.adapters.rpc.handlers import Gate, method_name, service_handler
+from mobd_server.adapters.rpc.handlers import Gate, Methods, OneLookUp, method_name, service_handler
 from mobd_server.errors import Draining, MobNotFound
 
 pytestmark = pytest.mark.asyncio
@@ -33,9 +33,9 @@ class Info:
 
 
 @asynccontextmanager
-async def serving(handler: grpc.GenericRpcHandler) -> AsyncIterator[grpc.aio.Channel]:
+async def serving(methods: Methods) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers([handler])
+    server.add_generic_rpc_handlers([OneLookUp([methods])])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -8,7 +8,7 @@ wrapper as bytes: a deserialiser that fails inside gRPC would answer UNKNOWN. An
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from hashlib import sha256
 from typing import Any, Final, NoReturn, cast
@@ -28,6 +28,8 @@ Answer = Message | bytes
 Unary = Callable[[Any, Call], Awaitable[Answer]]
 ServerStream = Callable[[Any, Call], AsyncIterator[Answer]]
 BothStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Answer]]
+# The handlers of methods by path, such as /mobd.v1.BridgeService/Deliver.
+Methods = dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 PRINCIPAL: Final = "anonymous"
@@ -88,16 +90,27 @@ class Gate:
         await refuse(context, Draining("the server shuts down: repeat the call with the same ids"))
 
 
-def service_handler(service: ServiceDescriptor, servicers: Sequence[object], gate: Gate) -> grpc.GenericRpcHandler:
-    """Return the handler of a whole service; each of its methods must be on exactly one of `servicers`."""
+class OneLookUp(grpc.GenericRpcHandler):
+    """Finds a method of any service at once: gRPC asks one handler after the other, for every call."""
+
+    def __init__(self, services: Iterable[Methods]) -> None:
+        self._methods: Methods = {path: handler for methods in services for path, handler in methods.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Return the handler of the method that is called."""
+        return self._methods.get(handler_call_details.method)
+
+
+def service_handler(service: ServiceDescriptor, servicers: Sequence[object], gate: Gate) -> Methods:
+    """Return the handlers of a service by path; each of its methods must be on exactly one of `servicers`."""
     handlers = {}
     for method in service.methods:
         found = [getattr(one, method_name(method.name)) for one in servicers if hasattr(one, method_name(method.name))]
         if len(found) != 1:
             message = f"{service.full_name}.{method.name} has {len(found)} servicers instead of one"
             raise TypeError(message)
-        handlers[method.name] = _handler(service.full_name, method, found[0], gate)
-    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+        handlers[f"/{service.full_name}/{method.name}"] = _handler(service.full_name, method, found[0], gate)
+    return handlers
 
 
 def _handler(

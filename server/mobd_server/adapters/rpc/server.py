@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from msgspec import Struct
 
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, members_pb2, mobs_pb2, runs_pb2, server_pb2
-from mobd_server.adapters.rpc.handlers import Gate, service_handler
+from mobd_server.adapters.rpc.handlers import Gate, OneLookUp, service_handler
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
     service
@@ -58,9 +58,8 @@ class RpcServer:
         self._gate = Gate()
         self._changes: set[asyncio.Task[None]] = set()
         self._listen = transport.listen
-        self._server.add_generic_rpc_handlers(
-            [service_handler(service, servicers[service.name], self._gate) for service in SERVICES]
-        )
+        handlers = [service_handler(service, servicers[service.name], self._gate) for service in SERVICES]
+        self._server.add_generic_rpc_handlers([OneLookUp(handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if transport.reflection:
             names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
