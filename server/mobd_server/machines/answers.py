@@ -8,7 +8,18 @@ from typing import Literal
 
 from msgspec import Raw, Struct
 
-from mobd_server.machines.state import NOTHING, MemberState, Pending, Phase, Profile, Serve
+from mobd_server.machines.state import (
+    NOTHING,
+    Kind,
+    Lifecycle,
+    MemberState,
+    OperationKind,
+    OperationStatus,
+    Pending,
+    Phase,
+    Profile,
+    Serve,
+)
 
 
 class Answer(Struct, gc=False, omit_defaults=True):
@@ -30,6 +41,8 @@ class MobView(Answer, gc=False):
     created_at: int
     agents: int
     inputs_waiting: int
+    cleanup_pending: bool = False
+    active_run_count: int = 0
 
 
 class MemberView(Answer, gc=False, tag="member"):
@@ -56,11 +69,56 @@ class MemberView(Answer, gc=False, tag="member"):
     retry_at: int = 0
     last_output: str = ""
     last_error: str = ""
+    lifecycle: Lifecycle = "active"
+    # Of those that wait, how many are in the steer lane.
+    inputs_steering: int = 0
+    operation_id: str = ""
+    initial_input_id: str = ""
+    # Whether the input that it was spawned with has ended, or there was none.
+    kickoff_complete: bool = True
+    drain_until: int = 0
 
 
 class MemberOutcome(Struct, frozen=True, gc=False):
     member_id: str
     inputs_abandoned: int
+    inputs_pending_drain: int = 0
+
+
+class MobReport(Answer, gc=False):
+    """CompleteMob, ResetMob and RetireAllMembers: what was done so far. While `mob.pending` says so it goes on."""
+
+    mob: MobView
+    outcomes: list[MemberOutcome]
+
+
+class Retired(Answer, gc=False):
+    """A retirement: inputs that were abandoned, or that are still run. Never are both above zero."""
+
+    inputs_abandoned: int = 0
+    inputs_pending_drain: int = 0
+    already: bool = False
+
+
+class Destroyed(Answer, gc=False):
+    """The destruction of one member's runtime."""
+
+    inputs_abandoned: int = 0
+    already: bool = False
+
+
+class Respawned(Answer, gc=False):
+    member: MemberView
+    previous_generation: int
+    previous_fence_token: int
+    inputs_abandoned: int = 0
+
+
+class CancelAnswer(Answer, gc=False):
+    """`requested`: the run with `run_id` is asked to end. Else there was nothing to do."""
+
+    outcome: Literal["requested", "nothing_to_interrupt", "already_terminal"]
+    run_id: str = ""
 
 
 class DestroyAnswer(Answer, gc=False):
@@ -102,7 +160,9 @@ class Deduplicated(Answer, gc=False, tag="deduplicated"):
 
 
 class Rejected(Answer, gc=False, tag="rejected"):
-    cause: Literal["not_ready", "queue_full", "stale_fence", "content_conflict", "input_forgotten"]
+    cause: Literal[
+        "not_ready", "queue_full", "stale_fence", "content_conflict", "input_forgotten", "handling_mode_invalid"
+    ]
     reason: str
     state: MemberState | None = None
     generation: int | None = None
@@ -149,7 +209,33 @@ class Done(Answer, gc=False):
 class RunAnswer(Answer, gc=False):
     """What became of an agent's result: `conflict` means that the run was settled with another result."""
 
-    disposition: Literal["committed", "duplicate", "requeued", "abandoned", "fenced", "conflict"]
+    disposition: Literal["committed", "duplicate", "requeued", "cancelled", "abandoned", "fenced", "conflict"]
+
+
+class OperationView(Answer, gc=False):
+    """An operation as its callers see it; see Operation in operations.proto. Also the JSON of its row."""
+
+    operation_id: str
+    kind: OperationKind
+    owner: str
+    status: OperationStatus
+    display_name: str
+    created_seq: int
+    updated_seq: int
+    created_at: int
+    member_id: str = ""
+    peer_ready: bool = False
+    peer_handle: Raw = NOTHING
+    progress_count: int = 0
+    progress_message: str = ""
+    progress_percent: int | None = None
+    started_at: int = 0
+    ended_at: int = 0
+    result: Raw = NOTHING
+    is_error: bool = False
+    error: str = ""
+    reason: str = ""
+    completion_seq: int = 0
 
 
 class Reaction(Struct, frozen=True, gc=False):
@@ -191,6 +277,9 @@ class RunInput(Struct, frozen=True, gc=False):
     content: Raw
     sender: str
     attempt: int
+    kind: Kind = "peer_message"
+    correlation_id: str = ""
+    about: Raw = NOTHING
 
 
 class SendStartRun(AgentReaction, frozen=True, gc=False):
@@ -199,11 +288,45 @@ class SendStartRun(AgentReaction, frozen=True, gc=False):
     member_id: str
     inputs: list[RunInput]
     traceparent: str | None
+    # See state.Stamp.
+    boundary: str = "run_start"
+    execution: str = "content_turn"
+    intent: str = "none"
+    # By when it must end, by the server's clock (µs); 0: never.
+    deadline: int = 0
+
+
+class SendSteer(AgentReaction, frozen=True, gc=False):
+    """More inputs for a run in flight. Sent again when the agent comes back: it knows those that it has."""
+
+    run_id: str
+    fence: int
+    member_id: str
+    inputs: list[RunInput]
+
+
+class SendCancel(AgentReaction, frozen=True, gc=False):
+    """End a run: at its next boundary, or at once if `hard`. Sent again when the agent comes back."""
+
+    run_id: str
+    fence: int
+    member_id: str
+    control_id: str
+    hard: bool
+    reason: str
+
+
+class SendRetire(AgentReaction, frozen=True, gc=False):
+    """A member that the agent serves is retired; with `drain` it still runs what it has."""
+
+    member_id: str
+    fence: int
+    drain: bool
 
 
 class SendSettled(AgentReaction, frozen=True, gc=False):
     run_id: str
-    disposition: Literal["committed", "duplicate", "requeued", "abandoned", "fenced"]
+    disposition: Literal["committed", "duplicate", "requeued", "cancelled", "abandoned", "fenced"]
 
 
 class EndStream(AgentReaction, frozen=True, gc=False):

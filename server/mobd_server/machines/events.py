@@ -8,9 +8,21 @@ from typing import ClassVar, Final, Literal
 
 from msgspec import Raw, Struct
 
-from mobd_server.machines.state import NOTHING, Definition, Serve, Usage
+from mobd_server.machines.state import (
+    CONTENT_TURN,
+    NOTHING,
+    CancelledBy,
+    Definition,
+    Kind,
+    Lane,
+    OperationKind,
+    OperationStatus,
+    Serve,
+    Stamp,
+    Usage,
+)
 
-Settled = Literal["committed", "failed", "lost", "released", "abandoned"]
+Settled = Literal["committed", "failed", "cancelled", "lost", "released", "abandoned"]
 Ended = Literal["consumed", "requeued", "requeued_behind", "abandoned"]
 
 
@@ -52,6 +64,42 @@ class MobDestroyed(Event, frozen=True, gc=False):
     inputs_abandoned: int
 
 
+class MobCompleting(Event, frozen=True, gc=False):
+    """The completion was admitted: every member is retired, and the mob completes when the last one is gone."""
+
+    kind: ClassVar[str] = "mob_completing"
+
+
+class MobCompleted(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "mob_completed"
+
+
+class MobResetting(Event, frozen=True, gc=False):
+    """The reset was admitted: everything that the members had is abandoned, and they leave the roster."""
+
+    kind: ClassVar[str] = "mob_resetting"
+
+
+class MobCleanupBegun(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "mob_cleanup_begun"
+
+
+class MobCleanupFinished(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "mob_cleanup_finished"
+
+
+class RetireAllBegun(Event, frozen=True, gc=False):
+    """Every member is to be retired, a slice at a time."""
+
+    kind: ClassVar[str] = "retire_all_begun"
+
+
+class RetireAllFinished(Event, frozen=True, gc=False):
+    """Every member was asked to retire; those with work drain."""
+
+    kind: ClassVar[str] = "retire_all_finished"
+
+
 class MemberSpawned(Event, frozen=True, gc=False):
     kind: ClassVar[str] = "member_spawned"
     member_id: str
@@ -59,8 +107,62 @@ class MemberSpawned(Event, frozen=True, gc=False):
     generation: int
     fence_token: int
     session_id: str
+    # Its operation, which begins with it, and whose registry that belongs to.
+    operation_id: str
+    owner: str = ""
     labels: dict[str, str] | None = None
     context: Raw = NOTHING
+    # The canonical id of the input that follows with its initial message.
+    initial_input_id: str = ""
+
+
+class MemberRespawned(Event, frozen=True, gc=False):
+    """The member has a new incarnation; the one before had neither agent, run nor waiting input left."""
+
+    kind: ClassVar[str] = "member_respawned"
+    member_id: str
+    generation: int
+    fence_token: int
+    session_id: str
+    operation_id: str
+    owner: str = ""
+    initial_input_id: str = ""
+    # How many inputs of the incarnation before were abandoned.
+    inputs_abandoned: int = 0
+
+
+class RuntimeRetired(Event, frozen=True, gc=False):
+    """The member's runtime accepts nothing more; what it counts as pending is still run."""
+
+    kind: ClassVar[str] = "runtime_retired"
+    member_id: str
+    inputs_abandoned: int = 0
+    inputs_pending_drain: int = 0
+
+
+class MemberRetiring(Event, frozen=True, gc=False):
+    """The member leaves the roster as soon as its runtime has drained."""
+
+    kind: ClassVar[str] = "member_retiring"
+    member_id: str
+
+
+class MemberRetired(Event, frozen=True, gc=False):
+    """The member has left the roster."""
+
+    kind: ClassVar[str] = "member_retired"
+    member_id: str
+    generation: int
+    # Former members that are remembered no longer.
+    forgets: list[str] | None = None
+
+
+class DrainSuspended(Event, frozen=True, gc=False):
+    """A draining member has no agent; at `until` (µs) what it has is abandoned."""
+
+    kind: ClassVar[str] = "drain_suspended"
+    member_id: str
+    until: int
 
 
 class MemberDestroyed(Event, frozen=True, gc=False):
@@ -77,6 +179,8 @@ class AttachmentOpened(Event, frozen=True, gc=False):
     capacity: int
     max_members: int
     serves: list[Serve]
+    # Whether the agent takes inputs into a run in flight.
+    steers: bool = False
 
 
 class AttachmentClosed(Event, frozen=True, gc=False):
@@ -126,6 +230,33 @@ class InputAccepted(Event, frozen=True, gc=False):
     sender: str
     # Dedupe keys (hexadecimal) that this input pushed out.
     forgets: list[str] | None = None
+    input_kind: Kind = "peer_message"
+    lane: Lane = "queue"
+    drives: bool = True
+    stamp: Stamp = CONTENT_TURN
+    supersession_key: str | None = None
+    correlation_id: str | None = None
+    about: Raw = NOTHING
+    # It needs no run: it ended with its acceptance.
+    consumed: bool = False
+
+
+class InputSuperseded(Event, frozen=True, gc=False):
+    """A newer input of the same kind and key took the place of a waiting one."""
+
+    kind: ClassVar[str] = "input_superseded"
+    member_id: str
+    canonical_input_id: str
+    by: str
+
+
+class InputCoalesced(Event, frozen=True, gc=False):
+    """A waiting input went up in a newer one of the same kind and key."""
+
+    kind: ClassVar[str] = "input_coalesced"
+    member_id: str
+    canonical_input_id: str
+    by: str
 
 
 class InputAbandoned(Event, frozen=True, gc=False):
@@ -148,6 +279,34 @@ class RunStarted(Event, frozen=True, gc=False):
     canonical_input_ids: list[str]
     attempts: list[int]
     exclusive: bool = False
+    # From which lane the batch was taken, and the stamp that its inputs share.
+    lane: Lane = "queue"
+    stamp: Stamp = CONTENT_TURN
+    # When it must have ended (µs); 0: never.
+    deadline: int = 0
+
+
+class RunSteered(Event, frozen=True, gc=False):
+    """Inputs of the steer lane were given to the run in flight."""
+
+    kind: ClassVar[str] = "run_steered"
+    member_id: str
+    run_id: str
+    canonical_input_ids: list[str]
+    attempts: list[int]
+
+
+class RunCancelRequested(Event, frozen=True, gc=False):
+    """A run is to end: at its next boundary, or at once if `hard`. A deadline names when it takes its next step."""
+
+    kind: ClassVar[str] = "run_cancel_requested"
+    member_id: str
+    run_id: str
+    control_id: str
+    hard: bool = False
+    by: CancelledBy = "caller"
+    reason: str = ""
+    deadline: int = 0
 
 
 class RunResent(Event, frozen=True, gc=False):
@@ -165,6 +324,8 @@ class Outcome(Struct, frozen=True, gc=False, omit_defaults=True):
     reason: str = ""
     # Which attempt of the input this run was.
     attempt: int = 0
+    # With consumed: the boundary at which it was applied; 0 is the run's own, 1 and more those of steered inputs.
+    sequence: int = 0
 
 
 class RunSettled(Event, frozen=True, gc=False):
@@ -192,6 +353,49 @@ class RetryDue(Event, frozen=True, gc=False):
     member_id: str
 
 
+class OperationRegistered(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "operation_registered"
+    operation_id: str
+    operation_kind: OperationKind
+    owner: str
+    display_name: str
+    member_id: str = ""
+    expect_peer_channel: bool = False
+
+
+class OperationStarted(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "operation_started"
+    operation_id: str
+
+
+class OperationPeerReady(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "operation_peer_ready"
+    operation_id: str
+    handle: Raw = NOTHING
+
+
+class OperationProgressed(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "operation_progressed"
+    operation_id: str
+    message: str = ""
+    percent: int | None = None
+
+
+class OperationRetiring(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "operation_retiring"
+    operation_id: str
+
+
+class OperationEnded(Event, frozen=True, gc=False):
+    kind: ClassVar[str] = "operation_ended"
+    operation_id: str
+    status: OperationStatus
+    result: Raw = NOTHING
+    is_error: bool = False
+    error: str = ""
+    reason: str = ""
+
+
 EVENT_TYPES: Final[tuple[type[Event], ...]] = (
     MobCreated,
     MobStarted,
@@ -199,7 +403,19 @@ EVENT_TYPES: Final[tuple[type[Event], ...]] = (
     MobResumed,
     MobDestroying,
     MobDestroyed,
+    MobCompleting,
+    MobCompleted,
+    MobResetting,
+    MobCleanupBegun,
+    MobCleanupFinished,
+    RetireAllBegun,
+    RetireAllFinished,
     MemberSpawned,
+    MemberRespawned,
+    RuntimeRetired,
+    MemberRetiring,
+    MemberRetired,
+    DrainSuspended,
     MemberDestroyed,
     AttachmentOpened,
     AttachmentClosed,
@@ -208,10 +424,20 @@ EVENT_TYPES: Final[tuple[type[Event], ...]] = (
     ExecutorReleased,
     ExecutorLost,
     InputAccepted,
+    InputSuperseded,
+    InputCoalesced,
     InputAbandoned,
     RunStarted,
+    RunSteered,
+    RunCancelRequested,
     RunResent,
     RunSettled,
     RetryDue,
+    OperationRegistered,
+    OperationStarted,
+    OperationPeerReady,
+    OperationProgressed,
+    OperationRetiring,
+    OperationEnded,
 )
 BY_KIND: Final[dict[tuple[str, int], type[Event]]] = {(t.kind, t.v): t for t in EVENT_TYPES}

@@ -68,6 +68,21 @@ class SessionRow(Struct, gc=False):
     digest: str
 
 
+class OperationRow(Struct, gc=False):
+    """One row of `operations`, written again with every change; `snapshot` is the JSON text of an OperationView."""
+
+    operation_id: str
+    kind: str
+    member_id: str | None
+    owner: str
+    status: str
+    display_name: str
+    created_seq: int
+    updated_seq: int
+    completion_seq: int | None
+    snapshot: str
+
+
 class MobRow(Struct, gc=False):
     """One row of `mobs` beside head and epoch, written by the append at head 0."""
 
@@ -92,3 +107,4 @@ class Append(Struct, gc=False):
     runs: list[RunRow] = []
     messages: list[MessageRow] = []
     sessions: list[SessionRow] = []
+    operations: list[OperationRow] = []

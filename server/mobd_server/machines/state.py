@@ -9,8 +9,38 @@ from typing import Final, Literal
 from msgspec import Raw, Struct
 
 Phase = Literal["creating", "running", "stopped", "completed", "destroyed"]
-Pending = Literal["none", "destroy"]
+# What a command that works in slices, or waits for runs in flight, still has to do.
+Pending = Literal["none", "complete", "reset", "retire_all", "destroy"]
 MemberState = Literal["initializing", "idle", "attached", "running", "retired", "stopped", "destroyed"]
+# Whether a member belongs to the roster, or leaves it as soon as what it has is done.
+Lifecycle = Literal["active", "retiring"]
+Lane = Literal["queue", "steer"]
+Kind = Literal[
+    "prompt",
+    "peer_message",
+    "peer_request",
+    "peer_response_progress",
+    "peer_response_terminal",
+    "flow_step",
+    "external_event",
+    "continuation",
+    "operation",
+]
+# Where a run's inputs are applied, how the run is executed, and what a terminal response asks for (runtime §2.7).
+Boundary = Literal["run_start", "run_checkpoint"]
+Execution = Literal["content_turn", "resume_pending"]
+Intent = Literal["none", "append_context_and_run"]
+# Whether somebody asked to cancel a run, and how hard.
+Cancel = Literal["none", "boundary", "hard"]
+# Who asked: a caller, or the run's deadline. What only a deadline cancelled is a failed attempt and may be repeated.
+CancelledBy = Literal["caller", "deadline"]
+# What a mob's clock is looked at for: a pause of a member after a failure, a deadline of a run, the time for which a
+# draining member may be without an agent.
+Due = Literal["retry", "deadline", "drain"]
+OperationKind = Literal["mob_member_child", "background_tool"]
+OperationStatus = Literal[
+    "provisioning", "running", "retiring", "completed", "failed", "aborted", "cancelled", "retired", "terminated"
+]
 # Where a member stands in the lists of those who wait: in none, for an agent, or for a free run of its agent.
 Listed = Literal["none", "waiting", "ready"]
 
@@ -21,6 +51,11 @@ MAX_RESENDS: Final = 3
 BACKOFF_US: Final = (1_000_000, 10_000_000)
 RECEIPTS_KEPT: Final = 16
 SUPERSEDED_KEPT: Final = 256
+# Each step that follows a missed deadline: cancel at the boundary, cancel hard, give the attempt up.
+DEADLINE_STEP_US: Final = 10_000_000
+# For how long a draining member that lost its agent waits for another one.
+DRAIN_US: Final = 60_000_000
+OPERATIONS_KEPT: Final = 256
 
 
 # No JSON at all. A default that is this object is left out when it is encoded, and comes back as this object; what is
@@ -35,6 +70,10 @@ class Profile(Struct, frozen=True, gc=False, omit_defaults=True):
     instructions: str = ""
     labels: dict[str, str] = {}
     context: Raw = NOTHING
+    # Intents of peer requests that never start a run by themselves.
+    silent_intents: list[str] = []
+    # How long a run may take, in seconds; 0: as long as it wants.
+    run_timeout_s: int = 0
 
 
 class Definition(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -61,6 +100,17 @@ class Usage(Struct, frozen=True, gc=False, omit_defaults=True):
     detail: Raw = NOTHING
 
 
+class Stamp(Struct, frozen=True, gc=False):
+    """What was decided about an input when it was accepted: only inputs with the same stamp share a run."""
+
+    boundary: Boundary = "run_start"
+    execution: Execution = "content_turn"
+    intent: Intent = "none"
+
+
+CONTENT_TURN: Final = Stamp()
+
+
 class Input(Struct, gc=False):
     """An input that has not ended."""
 
@@ -77,6 +127,15 @@ class Input(Struct, gc=False):
     attempts: int = 0
     # How many of those attempts ended because their agent was lost.
     losses: int = 0
+    kind: Kind = "peer_message"
+    lane: Lane = "queue"
+    # Whether it makes a member run; one that does not is carried along by others.
+    drives: bool = True
+    stamp: Stamp = CONTENT_TURN
+    supersession_key: str | None = None
+    correlation_id: str | None = None
+    # What its kind knows beside the content, as a JSON object: intent, request_id, status, event_type.
+    about: Raw = NOTHING
 
 
 class Dedupe(Struct, gc=False):
@@ -113,7 +172,9 @@ class Member(Struct, gc=False):
     context: Raw | None = None
     executor: Executor | None = None
     run_id: str | None = None
+    # Waiting inputs by lane; `queue_bytes` are those of both.
     queue: list[Input] | None = None
+    steer: list[Input] | None = None
     queue_bytes: int = 0
     dedupe: dict[str, Dedupe] | None = None
     # Keys of ended inputs, in the order in which they ended.
@@ -132,8 +193,26 @@ class Member(Struct, gc=False):
     active_seq: int = 0
     last_output: str = ""
     last_error: str = ""
-    # How many inputs its destruction abandoned.
+    # How many inputs its retirement or destruction abandoned.
     inputs_abandoned: int = 0
+    lifecycle: Lifecycle = "active"
+    # Until when it may drain without an agent (µs); 0 while it has one, or does not drain.
+    drain_until: int = 0
+    # Its operation, and the canonical id of the input that it was spawned with.
+    operation_id: str = ""
+    initial_input_id: str = ""
+
+
+class Former(Struct, gc=False):
+    """What is remembered of a member that has left the roster, so that nothing delivered to it runs twice."""
+
+    member_id: str
+    role: str
+    generation: int
+    left_at: int
+    dedupe: dict[str, Dedupe] | None = None
+    ended: list[str] | None = None
+    forgotten_at: int = 0
 
 
 class Run(Struct, gc=False):
@@ -150,6 +229,17 @@ class Run(Struct, gc=False):
     at: int
     resent: int = 0
     exclusive: bool = False
+    stamp: Stamp = CONTENT_TURN
+    # Inputs that were steered into it, in order, with their attempts; no list until the first.
+    steered: list[Input] | None = None
+    steered_attempts: list[int] | None = None
+    cancel: Cancel = "none"
+    cancelled_by: CancelledBy = "caller"
+    cancel_reason: str = ""
+    # The newest request to cancel it, by which its agent acknowledges.
+    control_id: str = ""
+    # When it must have ended, or the next step against it is due (µs); 0: never.
+    deadline: int = 0
 
 
 class Receipt(Struct, frozen=True, gc=False):
@@ -179,6 +269,46 @@ class Attachment(Struct, gc=False):
     ready: list[tuple[int, str]]
     # The run that must be alone on this agent, if there is one.
     exclusive: str | None = None
+    # Whether it takes inputs into a run in flight.
+    steers: bool = False
+
+
+class Operation(Struct, gc=False):
+    """A long-lived operation: a member's life, or a tool that works in the background."""
+
+    operation_id: str
+    kind: OperationKind
+    # Whose registry it belongs to: a member's id, or "" for the mob's own.
+    owner: str
+    display_name: str
+    created_seq: int
+    created_at: int
+    # The member that it is the life of.
+    member_id: str = ""
+    status: OperationStatus = "provisioning"
+    expect_peer_channel: bool = False
+    peer_ready: bool = False
+    peer_handle: Raw = NOTHING
+    progress_count: int = 0
+    progress_message: str = ""
+    progress_percent: int | None = None
+    updated_seq: int = 0
+    started_at: int = 0
+    ended_at: int = 0
+    result: Raw = NOTHING
+    is_error: bool = False
+    error: str = ""
+    reason: str = ""
+    # Its place among those that ended: 1 is the first; 0 while it has not.
+    completion_seq: int = 0
+
+
+class Report(Struct, frozen=True, gc=False):
+    """What the pending or last command that works in slices did to one member."""
+
+    member_id: str
+    inputs_abandoned: int = 0
+    inputs_pending_drain: int = 0
 
 
 class Ledger(Struct, gc=False):
@@ -213,10 +343,18 @@ class Mob(Struct, gc=False):
     superseded: list[tuple[str, str]] = []
     # Members with work and without an agent, by role, sorted: (seq since when, member_id).
     waiting: dict[str, list[tuple[int, str]]] = {}
-    # Members whose head input is tried again at a time, sorted: (µs, member_id).
-    retries: list[tuple[int, str]] = []
+    # What the clock must be looked at for, sorted: (µs, what, member_id or run_id).
+    timers: list[tuple[int, Due, str]] = []
+    # Retired members that still have something to do or an agent, and members that left the roster.
+    draining: dict[str, None] = {}
+    former: dict[str, Former] = {}
+    operations: dict[str, Operation] = {}
+    # Operations that ended and are still in memory, in the order of their ends; how many ever ended.
+    completed: list[str] = []
+    completions: int = 0
     requests: dict[str, Ledger] = {}
     # Keys of `requests`, oldest first.
     request_order: list[str] = []
-    # What a destruction did.
+    # What the pending or last command that works in slices did, by member.
+    reports: dict[str, Report] = {}
     inputs_abandoned: int = 0
