@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from mobd_server.machines.commands import Ids
-from mobd_server.machines.records import Append, MessageRow, Record, RunRow
+from mobd_server.machines.records import Append, MessageRow, OperationRow, Record, RunRow
 
 __all__ = ["Clock", "Ids", "IdsFactory", "Result", "Store", "Timer", "Writer"]
 
@@ -146,6 +146,27 @@ class Store(Protocol):
 
     async def read_messages(self, mob_id: str, session_id: str, after: int, limit: int) -> list[MessageRow]:
         """Return messages from position `after` on, in order, at most `limit`."""
+
+    async def read_operation(self, mob_id: str, operation_id: str) -> OperationRow | None:
+        """Return one operation as it stands at the durable head."""
+
+    async def list_operations(
+        self,
+        mob_id: str,
+        after_key: tuple[str, str] | None,
+        limit: int,
+        member_id: str | None = None,
+        owner: str | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+    ) -> list[OperationRow]:
+        """Return operations in the order of (display_name, operation_id), from the first behind `after_key` on.
+
+        Names are compared as code points. There are fewer than `limit` only if no more follow.
+        """
+
+    async def list_completions(self, mob_id: str, after_seq: int, limit: int) -> list[OperationRow]:
+        """Return ended operations whose completion_seq is beyond `after_seq`, in its order, at most `limit`."""
 
     async def close(self) -> None:
         """Release every resource."""

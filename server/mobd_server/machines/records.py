@@ -91,6 +91,8 @@ class MobRow(Struct, gc=False):
     labels: str
     definition: str
     created_at: int
+    # Who owns the mob, if anybody does.
+    owner: str | None = None
 
 
 class Append(Struct, gc=False):

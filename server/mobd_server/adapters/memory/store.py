@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from mobd_server.errors import MobFormatNewer, MobQuarantined, Unavailable
 from mobd_server.machines.events import BY_KIND
-from mobd_server.machines.records import Append, MessageRow, MobRow, Record, RunRow, SessionRow
+from mobd_server.machines.records import Append, MessageRow, MobRow, OperationRow, Record, RunRow, SessionRow
 from mobd_server.ports import Loaded, MobListing, Result
 
 COMMITTED = Result("committed")
@@ -32,6 +32,7 @@ class Log(Struct):
     runs: dict[str, RunRow]
     sessions: dict[str, SessionRow]
     messages: dict[tuple[str, int], MessageRow]
+    operations: dict[str, OperationRow]
 
 
 class Fault(Struct):
@@ -136,6 +137,35 @@ class MemoryStore:
         held = [m for (session, _), m in log.messages.items() if session == session_id] if log is not None else []
         return sorted((m for m in held if m.position >= after), key=lambda m: m.position)[:limit]
 
+    async def read_operation(self, mob_id: str, operation_id: str) -> OperationRow | None:
+        log = self._log(mob_id)
+        return log.operations.get(operation_id) if log is not None else None
+
+    async def list_operations(
+        self,
+        mob_id: str,
+        after_key: tuple[str, str] | None,
+        limit: int,
+        member_id: str | None = None,
+        owner: str | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+    ) -> list[OperationRow]:
+        log = self._log(mob_id)
+        wanted = {"member_id": member_id, "owner": owner, "kind": kind, "status": status}
+        found = [
+            row
+            for row in (log.operations.values() if log is not None else ())
+            if (after_key is None or (row.display_name, row.operation_id) > after_key)
+            and all(value is None or getattr(row, name) == value for name, value in wanted.items())
+        ]
+        return sorted(found, key=lambda row: (row.display_name, row.operation_id))[:limit]
+
+    async def list_completions(self, mob_id: str, after_seq: int, limit: int) -> list[OperationRow]:
+        log = self._log(mob_id)
+        ended = [(row.completion_seq or 0, row) for row in (log.operations.values() if log is not None else ())]
+        return [row for seq, row in sorted(ended, key=lambda one: one[0]) if seq > after_seq][:limit]
+
     async def close(self) -> None:
         """Nothing is held."""
 
@@ -208,7 +238,7 @@ class MemoryWriter:
         if append.create is not None:
             if log is not None:
                 return Result("fenced", "the mob exists")
-            log = logs[append.mob_id] = Log(append.create, append.epoch, 0, "", None, [], {}, {}, {})
+            log = logs[append.mob_id] = Log(append.create, append.epoch, 0, "", None, [], {}, {}, {}, {})
         if log is None or log.epoch != append.epoch or log.head != append.base:
             return Result("fenced", "another incarnation owns the mob")
         log.records.extend(append.records)
@@ -217,6 +247,7 @@ class MemoryWriter:
         log.runs.update({run.run_id: run for run in append.runs})
         log.sessions.update({session.session_id: session for session in append.sessions})
         log.messages.update({(message.session_id, message.position): message for message in append.messages})
+        log.operations.update({operation.operation_id: operation for operation in append.operations})
         return COMMITTED
 
 

@@ -1,66 +1,32 @@
 """The append path of each database: precompiled statements on the driver's cursor, and what its errors mean."""
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import psycopg
 from msgspec import Struct
 from sqlalchemy.engine import Engine
 
-from mobd_server.machines.records import Append
+from mobd_server.adapters.sql.rows import (
+    EVENT_COLUMNS,
+    MESSAGE_COLUMNS,
+    MOB_COLUMNS,
+    OPERATION_COLUMNS,
+    OPERATION_UPSERT,
+    RUN_COLUMNS,
+    SESSION_COLUMNS,
+    SESSION_UPSERT,
+    event_rows,
+    message_rows,
+    mob_row,
+    operation_rows,
+    run_rows,
+    session_rows,
+)
 
 if TYPE_CHECKING:
     from mobd_server.adapters.sql.writer import Span
-
-EVENT_COLUMNS: Final = (
-    "mob_id",
-    "seq",
-    "at",
-    "kind",
-    "v",
-    "member_id",
-    "run_id",
-    "request_id",
-    "request_hash",
-    "answer",
-    "principal",
-    "traceparent",
-    "payload",
-)
-RUN_COLUMNS: Final = (
-    "mob_id",
-    "run_id",
-    "member_id",
-    "state",
-    "host_id",
-    "executor_fence",
-    "started_seq",
-    "settled_seq",
-    "started_at",
-    "settled_at",
-    "inputs",
-    "attempts",
-    "resent",
-    "message_count",
-    "digest",
-)
-MESSAGE_COLUMNS: Final = ("mob_id", "session_id", "position", "run_id", "payload")
-SESSION_COLUMNS: Final = ("mob_id", "session_id", "member_id", "message_count", "digest")
-MOB_COLUMNS: Final = (
-    "mob_id",
-    "head",
-    "first_seq",
-    "epoch",
-    "phase",
-    "labels",
-    "definition",
-    "format",
-    "log_id",
-    "wake_at",
-    "created_at",
-)
-FORMAT: Final = 1
 
 Kind = Literal["retry", "poison", "unknown"]
 
@@ -86,29 +52,6 @@ class Lane(Protocol):
 
     def close(self) -> None:
         """Give the connection up."""
-
-
-def event_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
-    """Return the events of appends as rows."""
-    return [
-        (
-            append.mob_id,
-            r.seq,
-            r.at,
-            r.kind,
-            r.v,
-            r.member_id,
-            r.run_id,
-            r.request_id,
-            r.request_hash,
-            r.answer,
-            r.principal,
-            r.traceparent,
-            r.payload,
-        )
-        for append in appends
-        for r in append.records
-    ]
 
 
 def _insert(table: str, columns: Sequence[str], rows: int) -> str:
@@ -155,12 +98,9 @@ class SqliteLane:
         self._rows("runs", RUN_COLUMNS, run_rows(appends))
         self._rows("messages", MESSAGE_COLUMNS, message_rows(appends))
         for row in session_rows(appends):
-            cursor.execute(
-                _insert("sessions", SESSION_COLUMNS, 1)
-                + " ON CONFLICT (mob_id, session_id) DO UPDATE SET message_count = excluded.message_count,"
-                " digest = excluded.digest",
-                row,
-            )
+            cursor.execute(_insert("sessions", SESSION_COLUMNS, 1) + SESSION_UPSERT, row)
+        for row in operation_rows(appends):
+            cursor.execute(_insert("operations", OPERATION_COLUMNS, 1) + OPERATION_UPSERT, row)
         return fenced
 
     def _rows(self, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
@@ -202,67 +142,6 @@ def _busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def mob_row(span: "Span") -> tuple[Any, ...]:
-    """Return the row of a mob that a span creates."""
-    last, create = span.appends[-1], span.appends[0].create
-    assert create is not None
-    return (
-        span.mob_id,
-        span.head,
-        1,
-        span.epoch,
-        last.phase,
-        create.labels,
-        create.definition,
-        FORMAT,
-        create.log_id,
-        last.wake_at,
-        create.created_at,
-    )
-
-
-def run_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
-    """Return the settled runs of appends as rows."""
-    return [
-        (
-            append.mob_id,
-            r.run_id,
-            r.member_id,
-            r.state,
-            r.host_id,
-            r.executor_fence,
-            r.started_seq,
-            r.settled_seq,
-            r.started_at,
-            r.settled_at,
-            r.inputs,
-            r.attempts,
-            r.resent,
-            r.message_count,
-            r.digest,
-        )
-        for append in appends
-        for r in append.runs
-    ]
-
-
-def message_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
-    """Return the messages of appends as rows."""
-    return [
-        (append.mob_id, m.session_id, m.position, m.run_id, m.payload) for append in appends for m in append.messages
-    ]
-
-
-def session_rows(appends: Iterable[Append]) -> list[tuple[Any, ...]]:
-    """Return the sessions of appends as rows, the newest of each."""
-    newest = {
-        (append.mob_id, s.session_id): (append.mob_id, s.session_id, s.member_id, s.message_count, s.digest)
-        for append in appends
-        for s in append.sessions
-    }
-    return list(newest.values())
-
-
 def _unnest(table: str, columns: Sequence[tuple[str, str]]) -> bytes:
     names = ",".join(name for name, _ in columns)
     arrays = ",".join(f"%b::{kind}[]" for _, kind in columns)
@@ -301,6 +180,13 @@ _RUNS: Final = tuple(
 )
 _MESSAGES: Final = tuple(zip(MESSAGE_COLUMNS, ("text", "text", "int8", "text", "text"), strict=True))
 _SESSIONS: Final = tuple(zip(SESSION_COLUMNS, ("text", "text", "text", "int8", "text"), strict=True))
+_OPERATIONS: Final = tuple(
+    zip(
+        OPERATION_COLUMNS,
+        ("text", "text", "text", "text", "text", "text", "text", "int8", "int8", "int8", "text"),
+        strict=True,
+    )
+)
 
 # Every name in these texts is one of ours; values are bound.
 _APPEND: Final = (
@@ -319,10 +205,8 @@ _CREATE: Final = (
     f"INSERT INTO mobs ({','.join(MOB_COLUMNS)}) VALUES ({','.join(['%s'] * len(MOB_COLUMNS))})"
     " ON CONFLICT (mob_id) DO NOTHING"
 ).encode()
-_SESSION: Final = (
-    _unnest("sessions", _SESSIONS) + b" ON CONFLICT (mob_id, session_id)"
-    b" DO UPDATE SET message_count = excluded.message_count, digest = excluded.digest"
-)
+_SESSION: Final = _unnest("sessions", _SESSIONS) + SESSION_UPSERT.encode()
+_OPERATION: Final = _unnest("operations", _OPERATIONS) + OPERATION_UPSERT.encode()
 
 
 class PostgresLane:
@@ -360,6 +244,7 @@ class PostgresLane:
         self._arrays(_unnest("runs", _RUNS), run_rows(appends))
         self._arrays(_unnest("messages", _MESSAGES), message_rows(appends))
         self._arrays(_SESSION, session_rows(appends))
+        self._arrays(_OPERATION, operation_rows(appends))
         return fenced
 
     def _move(self, spans: "Sequence[Span]", places: list[int]) -> set[int]:

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, and_, func, select, update
+from sqlalchemy import Connection, RowMapping, Select, and_, func, select, tuple_, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from mobd_server.adapters.sql.lanes import FORMAT
-from mobd_server.adapters.sql.tables import events, messages, mobs, runs
+from mobd_server.adapters.sql.rows import FORMAT
+from mobd_server.adapters.sql.tables import events, messages, mobs, operations, runs
 from mobd_server.errors import MobFormatNewer, MobQuarantined, Unavailable
 from mobd_server.machines.events import BY_KIND
-from mobd_server.machines.records import MessageRow, Record, RunRow
+from mobd_server.machines.records import MessageRow, OperationRow, Record, RunRow
 from mobd_server.ports import Loaded, MobListing
 
 THREADS: Final = 4
@@ -177,6 +177,44 @@ class SqlStore:
 
         return await self._call(work)
 
+    async def read_operation(self, mob_id: str, operation_id: str) -> OperationRow | None:
+        def work(connection: Connection) -> OperationRow | None:
+            query = _operations().where(operations.c.mob_id == mob_id, operations.c.operation_id == operation_id)
+            row = connection.execute(query).mappings().first()
+            return OperationRow(**row) if row is not None else None
+
+        return await self._call(work)
+
+    async def list_operations(
+        self,
+        mob_id: str,
+        after_key: tuple[str, str] | None,
+        limit: int,
+        member_id: str | None = None,
+        owner: str | None = None,
+        kind: str | None = None,
+        status: str | None = None,
+    ) -> list[OperationRow]:
+        def work(connection: Connection) -> list[OperationRow]:
+            table = operations.c
+            query = _operations().where(table.mob_id == mob_id)
+            wanted = ((table.member_id, member_id), (table.owner, owner), (table.kind, kind), (table.status, status))
+            query = query.where(*[column == value for column, value in wanted if value is not None])
+            if after_key is not None:
+                query = query.where(tuple_(table.display_name, table.operation_id) > tuple_(*after_key))
+            query = query.order_by(table.display_name, table.operation_id).limit(limit)
+            return [OperationRow(**row) for row in connection.execute(query).mappings()]
+
+        return await self._call(work)
+
+    async def list_completions(self, mob_id: str, after_seq: int, limit: int) -> list[OperationRow]:
+        def work(connection: Connection) -> list[OperationRow]:
+            column = operations.c.completion_seq
+            query = _operations().where(operations.c.mob_id == mob_id, column > after_seq)
+            return [OperationRow(**row) for row in connection.execute(query.order_by(column).limit(limit)).mappings()]
+
+        return await self._call(work)
+
     async def close(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
@@ -200,6 +238,10 @@ def _events() -> Select[Any]:
 
 def _runs() -> Select[Any]:
     return select(*[runs.c[name] for name in RunRow.__struct_fields__])
+
+
+def _operations() -> Select[Any]:
+    return select(*[operations.c[name] for name in OperationRow.__struct_fields__])
 
 
 def _loaded(mob_id: str, row: RowMapping | None) -> Loaded | None:

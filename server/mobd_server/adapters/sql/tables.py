@@ -35,6 +35,7 @@ mobs: Final = Table(
     Column("log_id", Text, nullable=False),
     Column("wake_at", BigInteger),
     Column("created_at", BigInteger, nullable=False),
+    Column("owner", Text),
 )
 
 events: Final = Table(
@@ -101,4 +102,36 @@ messages: Final = Table(
     Column("run_id", _Id, nullable=False),
     Column("payload", Text, nullable=False),
     Index(None, "mob_id", "session_id", "position", unique=True),
+)
+
+operations: Final = Table(
+    "operations",
+    METADATA,
+    Column("id", _Row, primary_key=True, autoincrement=True),
+    Column("mob_id", _Id, nullable=False),
+    Column("operation_id", _Id, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("member_id", Text),
+    Column("owner", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("display_name", _Id, nullable=False),
+    Column("created_seq", BigInteger, nullable=False),
+    Column("updated_seq", BigInteger, nullable=False),
+    Column("completion_seq", BigInteger),
+    Column("snapshot", Text, nullable=False),
+    Index(None, "mob_id", "operation_id", unique=True),
+    Index(None, "mob_id", "completion_seq"),
+)
+
+# The state of a mob at some seq, as machines/snapshot.py writes it: only ever a shorter way to what the log says.
+snapshots: Final = Table(
+    "snapshots",
+    METADATA,
+    Column("id", _Row, primary_key=True, autoincrement=True),
+    Column("mob_id", _Id, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("format", Integer, nullable=False),
+    Column("taken_at", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Index(None, "mob_id", "seq", unique=True),
 )
