@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from mobd.v1 import common_pb2 as _common_pb2
+from mobd.v1 import events_pb2 as _events_pb2
 from mobd.v1 import runs_pb2 as _runs_pb2
 import builtins as _builtins
 import sys
@@ -22,6 +23,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _PeerResponseStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PeerResponseStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PeerResponseStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PEER_RESPONSE_STATUS_UNSPECIFIED: _PeerResponseStatus.ValueType  # 0
+    """Not said."""
+    PEER_RESPONSE_STATUS_ACCEPTED: _PeerResponseStatus.ValueType  # 1
+    """The peer took the request; more follows."""
+    PEER_RESPONSE_STATUS_IN_PROGRESS: _PeerResponseStatus.ValueType  # 2
+    """The peer works on it; more follows."""
+    PEER_RESPONSE_STATUS_PARTIAL_RESULT: _PeerResponseStatus.ValueType  # 3
+    """A part of the result; more follows."""
+    PEER_RESPONSE_STATUS_COMPLETED: _PeerResponseStatus.ValueType  # 4
+    """The result. Nothing follows."""
+    PEER_RESPONSE_STATUS_FAILED: _PeerResponseStatus.ValueType  # 5
+    """There is no result. Nothing follows."""
+    PEER_RESPONSE_STATUS_CANCELLED: _PeerResponseStatus.ValueType  # 6
+    """The request was cancelled. Nothing follows."""
+
+class PeerResponseStatus(_PeerResponseStatus, metaclass=_PeerResponseStatusEnumTypeWrapper):
+    """How far a peer's response has come."""
+
+PEER_RESPONSE_STATUS_UNSPECIFIED: PeerResponseStatus.ValueType  # 0
+"""Not said."""
+PEER_RESPONSE_STATUS_ACCEPTED: PeerResponseStatus.ValueType  # 1
+"""The peer took the request; more follows."""
+PEER_RESPONSE_STATUS_IN_PROGRESS: PeerResponseStatus.ValueType  # 2
+"""The peer works on it; more follows."""
+PEER_RESPONSE_STATUS_PARTIAL_RESULT: PeerResponseStatus.ValueType  # 3
+"""A part of the result; more follows."""
+PEER_RESPONSE_STATUS_COMPLETED: PeerResponseStatus.ValueType  # 4
+"""The result. Nothing follows."""
+PEER_RESPONSE_STATUS_FAILED: PeerResponseStatus.ValueType  # 5
+"""There is no result. Nothing follows."""
+PEER_RESPONSE_STATUS_CANCELLED: PeerResponseStatus.ValueType  # 6
+"""The request was cancelled. Nothing follows."""
+Global___PeerResponseStatus: _TypeAlias = PeerResponseStatus  # noqa: Y015
 
 class _RejectCause:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -41,6 +82,8 @@ class _RejectCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RejectCau
     """The same input_id was delivered with other content."""
     REJECT_CAUSE_INPUT_FORGOTTEN: _RejectCause.ValueType  # 5
     """The input_id is older than what the server still remembers, so that it can't tell whether it ran."""
+    REJECT_CAUSE_HANDLING_MODE_INVALID: _RejectCause.ValueType  # 6
+    """An input of this form takes no handling_mode."""
 
 class RejectCause(_RejectCause, metaclass=_RejectCauseEnumTypeWrapper):
     """Why a delivery was refused."""
@@ -57,6 +100,8 @@ REJECT_CAUSE_CONTENT_CONFLICT: RejectCause.ValueType  # 4
 """The same input_id was delivered with other content."""
 REJECT_CAUSE_INPUT_FORGOTTEN: RejectCause.ValueType  # 5
 """The input_id is older than what the server still remembers, so that it can't tell whether it ran."""
+REJECT_CAUSE_HANDLING_MODE_INVALID: RejectCause.ValueType  # 6
+"""An input of this form takes no handling_mode."""
 Global___RejectCause: _TypeAlias = RejectCause  # noqa: Y015
 
 class _InputState:
@@ -75,6 +120,10 @@ class _InputStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InputState
     """A run consumed it."""
     INPUT_STATE_ABANDONED: _InputState.ValueType  # 4
     """It was given up."""
+    INPUT_STATE_SUPERSEDED: _InputState.ValueType  # 5
+    """A newer input took its place."""
+    INPUT_STATE_COALESCED: _InputState.ValueType  # 6
+    """It went up in a newer input."""
 
 class InputState(_InputState, metaclass=_InputStateEnumTypeWrapper):
     """Where an input is in its life."""
@@ -89,7 +138,85 @@ INPUT_STATE_CONSUMED: InputState.ValueType  # 3
 """A run consumed it."""
 INPUT_STATE_ABANDONED: InputState.ValueType  # 4
 """It was given up."""
+INPUT_STATE_SUPERSEDED: InputState.ValueType  # 5
+"""A newer input took its place."""
+INPUT_STATE_COALESCED: InputState.ValueType  # 6
+"""It went up in a newer input."""
 Global___InputState: _TypeAlias = InputState  # noqa: Y015
+
+@_typing.final
+class PeerRequest(_message.Message):
+    """What a peer asks for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request, as its response will name it."""
+    intent: _builtins.str
+    """What is asked for, for example review.start. A role may be defined to treat some intents as silent."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        intent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerRequest: _TypeAlias = PeerRequest  # noqa: Y015
+
+@_typing.final
+class PeerResponse(_message.Message):
+    """A peer's response."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request that it belongs to."""
+    status: Global___PeerResponseStatus.ValueType
+    """How far it has come. With one after which more follows the input is progress, and takes no handling_mode."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        status: Global___PeerResponseStatus.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerResponse: _TypeAlias = PeerResponse  # noqa: Y015
+
+@_typing.final
+class ExternalEvent(_message.Message):
+    """Something that happened outside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_TYPE_FIELD_NUMBER: _builtins.int
+    event_type: _builtins.str
+    """What kind of event it is, for example build.failed."""
+    def __init__(
+        self,
+        *,
+        event_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_type", b"event_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalEvent: _TypeAlias = ExternalEvent  # noqa: Y015
 
 @_typing.final
 class DeliverRequest(_message.Message):
@@ -102,12 +229,33 @@ class DeliverRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     INPUT_ID_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    HANDLING_MODE_FIELD_NUMBER: _builtins.int
+    WAKE_FIELD_NUMBER: _builtins.int
+    SUPERSESSION_KEY_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    PEER_REQUEST_FIELD_NUMBER: _builtins.int
+    PEER_RESPONSE_FIELD_NUMBER: _builtins.int
+    EXTERNAL_EVENT_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     member_id: _builtins.str
     """The member."""
     input_id: _builtins.str
     """The caller's name for the input, unique per member."""
+    handling_mode: _common_pb2.HandlingMode.ValueType
+    """When it is given to the member."""
+    wake: _builtins.bool
+    """Whether it starts a run by itself: yes unless said otherwise. One that does not waits until another input makes the
+    member run, and is carried along.
+    """
+    supersession_key: _builtins.str
+    """While an input of the same kind and the same key waits, this one takes its place."""
+    correlation_id: _builtins.str
+    """What ties it to other inputs: kept and shown, not interpreted."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
     @_builtins.property
     def fence(self) -> _common_pb2.Fence:
         """Which incarnation is meant, if that matters."""
@@ -115,6 +263,22 @@ class DeliverRequest(_message.Message):
     @_builtins.property
     def content(self) -> _common_pb2.Content:
         """What it carries."""
+
+    @_builtins.property
+    def peer_request(self) -> Global___PeerRequest:
+        """A request of a peer."""
+
+    @_builtins.property
+    def peer_response(self) -> Global___PeerResponse:
+        """A peer's response to a request."""
+
+    @_builtins.property
+    def external_event(self) -> Global___ExternalEvent:
+        """Something that happened outside."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
 
     def __init__(
         self,
@@ -124,12 +288,28 @@ class DeliverRequest(_message.Message):
         fence: _common_pb2.Fence | None = ...,
         input_id: _builtins.str = ...,
         content: _common_pb2.Content | None = ...,
+        handling_mode: _common_pb2.HandlingMode.ValueType = ...,
+        wake: _builtins.bool | None = ...,
+        supersession_key: _builtins.str = ...,
+        correlation_id: _builtins.str = ...,
+        peer_request: Global___PeerRequest | None = ...,
+        peer_response: Global___PeerResponse | None = ...,
+        external_event: Global___ExternalEvent | None = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "fence", b"fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wake", b"_wake", "acting", b"acting", "content", b"content", "external_event", b"external_event", "fence", b"fence", "form", b"form", "peer_request", b"peer_request", "peer_response", b"peer_response", "wake", b"wake"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "fence", b"fence", "input_id", b"input_id", "member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wake", b"_wake", "acting", b"acting", "content", b"content", "correlation_id", b"correlation_id", "external_event", b"external_event", "fence", b"fence", "form", b"form", "handling_mode", b"handling_mode", "input_id", b"input_id", "member_id", b"member_id", "mob_id", b"mob_id", "peer_request", b"peer_request", "peer_response", b"peer_response", "supersession_key", b"supersession_key", "validate_only", b"validate_only", "wake", b"wake"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wake: _TypeAlias = _typing.Literal["wake"]  # noqa: Y015
+    _WhichOneofArgType__wake: _TypeAlias = _typing.Literal["_wake", b"_wake"]  # noqa: Y015
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["peer_request", "peer_response", "external_event"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wake) -> _WhichOneofReturnType__wake | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
 
 Global___DeliverRequest: _TypeAlias = DeliverRequest  # noqa: Y015
 
@@ -142,6 +322,7 @@ class DeliverResponse(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     DEDUPLICATED_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def accepted(self) -> Global___DeliveryAccepted:
         """It is stored and will run."""
@@ -154,16 +335,21 @@ class DeliverResponse(_message.Message):
     def rejected(self) -> Global___DeliveryRejected:
         """The member's machine refused it; nothing is stored."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
         accepted: Global___DeliveryAccepted | None = ...,
         deduplicated: Global___DeliveryDeduplicated | None = ...,
         rejected: Global___DeliveryRejected | None = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "deduplicated", b"deduplicated", "outcome", b"outcome", "rejected", b"rejected"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "deduplicated", b"deduplicated", "outcome", b"outcome", "rejected", b"rejected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "deduplicated", b"deduplicated", "outcome", b"outcome", "rejected", b"rejected", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["accepted", "deduplicated", "rejected"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
@@ -287,10 +473,27 @@ class Delivery(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     INPUT_ID_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
+    HANDLING_MODE_FIELD_NUMBER: _builtins.int
+    WAKE_FIELD_NUMBER: _builtins.int
+    SUPERSESSION_KEY_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    PEER_REQUEST_FIELD_NUMBER: _builtins.int
+    PEER_RESPONSE_FIELD_NUMBER: _builtins.int
+    EXTERNAL_EVENT_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """The member."""
     input_id: _builtins.str
     """The caller's name for the input, unique per member."""
+    handling_mode: _common_pb2.HandlingMode.ValueType
+    """When it is given to the member."""
+    wake: _builtins.bool
+    """Whether it starts a run by itself: yes unless said otherwise. One that does not waits until another input makes the
+    member run, and is carried along.
+    """
+    supersession_key: _builtins.str
+    """While an input of the same kind and the same key waits, this one takes its place."""
+    correlation_id: _builtins.str
+    """What ties it to other inputs: kept and shown, not interpreted."""
     @_builtins.property
     def fence(self) -> _common_pb2.Fence:
         """Which incarnation is meant, if that matters."""
@@ -299,6 +502,18 @@ class Delivery(_message.Message):
     def content(self) -> _common_pb2.Content:
         """What it carries."""
 
+    @_builtins.property
+    def peer_request(self) -> Global___PeerRequest:
+        """A request of a peer."""
+
+    @_builtins.property
+    def peer_response(self) -> Global___PeerResponse:
+        """A peer's response to a request."""
+
+    @_builtins.property
+    def external_event(self) -> Global___ExternalEvent:
+        """Something that happened outside."""
+
     def __init__(
         self,
         *,
@@ -306,12 +521,26 @@ class Delivery(_message.Message):
         fence: _common_pb2.Fence | None = ...,
         input_id: _builtins.str = ...,
         content: _common_pb2.Content | None = ...,
+        handling_mode: _common_pb2.HandlingMode.ValueType = ...,
+        wake: _builtins.bool | None = ...,
+        supersession_key: _builtins.str = ...,
+        correlation_id: _builtins.str = ...,
+        peer_request: Global___PeerRequest | None = ...,
+        peer_response: Global___PeerResponse | None = ...,
+        external_event: Global___ExternalEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "fence", b"fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wake", b"_wake", "content", b"content", "external_event", b"external_event", "fence", b"fence", "form", b"form", "peer_request", b"peer_request", "peer_response", b"peer_response", "wake", b"wake"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "fence", b"fence", "input_id", b"input_id", "member_id", b"member_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wake", b"_wake", "content", b"content", "correlation_id", b"correlation_id", "external_event", b"external_event", "fence", b"fence", "form", b"form", "handling_mode", b"handling_mode", "input_id", b"input_id", "member_id", b"member_id", "peer_request", b"peer_request", "peer_response", b"peer_response", "supersession_key", b"supersession_key", "wake", b"wake"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wake: _TypeAlias = _typing.Literal["wake"]  # noqa: Y015
+    _WhichOneofArgType__wake: _TypeAlias = _typing.Literal["_wake", b"_wake"]  # noqa: Y015
+    _WhichOneofReturnType_form: _TypeAlias = _typing.Literal["peer_request", "peer_response", "external_event"]  # noqa: Y015
+    _WhichOneofArgType_form: _TypeAlias = _typing.Literal["form", b"form"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wake) -> _WhichOneofReturnType__wake | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_form) -> _WhichOneofReturnType_form | None: ...
 
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 
@@ -323,21 +552,31 @@ class DeliverBatchRequest(_message.Message):
 
     MOB_ID_FIELD_NUMBER: _builtins.int
     DELIVERIES_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
     @_builtins.property
     def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
         """The deliveries, in order."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
 
     def __init__(
         self,
         *,
         mob_id: _builtins.str = ...,
         deliveries: _abc.Iterable[Global___Delivery] | None = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "mob_id", b"mob_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "deliveries", b"deliveries", "mob_id", b"mob_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -416,18 +655,24 @@ class DeliverBatchResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeliveryOutcome]:
         """One outcome for each delivery, in their order."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
 
     def __init__(
         self,
         *,
         outcomes: _abc.Iterable[Global___DeliveryOutcome] | None = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -441,19 +686,25 @@ class ObserveRequest(_message.Message):
 
     MOB_ID_FIELD_NUMBER: _builtins.int
     MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     member_id: _builtins.str
     """The member."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """Which incarnation is meant, if that matters."""
+
     def __init__(
         self,
         *,
         mob_id: _builtins.str = ...,
         member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -476,6 +727,7 @@ class ObserveResponse(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     FENCE_TOKEN_FIELD_NUMBER: _builtins.int
     OBSERVE_TIME_FIELD_NUMBER: _builtins.int
+    INPUTS_STEERING_FIELD_NUMBER: _builtins.int
     state: _common_pb2.MemberState.ValueType
     """Its phase."""
     bridge_terminal: _builtins.bool
@@ -496,6 +748,8 @@ class ObserveResponse(_message.Message):
     """The number of its incarnation."""
     fence_token: _builtins.int
     """Its fence token."""
+    inputs_steering: _builtins.int
+    """Of the inputs that wait, how many are to be steered into a run."""
     @_builtins.property
     def observe_time(self) -> _timestamp_pb2.Timestamp:
         """When this was so, by the server's clock."""
@@ -514,14 +768,708 @@ class ObserveResponse(_message.Message):
         generation: _builtins.int = ...,
         fence_token: _builtins.int = ...,
         observe_time: _timestamp_pb2.Timestamp | None = ...,
+        inputs_steering: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepting_inputs", b"accepting_inputs", "bridge_terminal", b"bridge_terminal", "connectivity", b"connectivity", "current_run_id", b"current_run_id", "fence_token", b"fence_token", "generation", b"generation", "inputs_running", b"inputs_running", "inputs_waiting", b"inputs_waiting", "last_error", b"last_error", "observe_time", b"observe_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepting_inputs", b"accepting_inputs", "bridge_terminal", b"bridge_terminal", "connectivity", b"connectivity", "current_run_id", b"current_run_id", "fence_token", b"fence_token", "generation", b"generation", "inputs_running", b"inputs_running", "inputs_steering", b"inputs_steering", "inputs_waiting", b"inputs_waiting", "last_error", b"last_error", "observe_time", b"observe_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ObserveResponse: _TypeAlias = ObserveResponse  # noqa: Y015
+
+@_typing.final
+class CancelRequested(_message.Message):
+    """The run is asked to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRequested: _TypeAlias = CancelRequested  # noqa: Y015
+
+@_typing.final
+class NothingToInterrupt(_message.Message):
+    """No run is in flight."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NothingToInterrupt: _TypeAlias = NothingToInterrupt  # noqa: Y015
+
+@_typing.final
+class AlreadyTerminal(_message.Message):
+    """The run has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlreadyTerminal: _TypeAlias = AlreadyTerminal  # noqa: Y015
+
+@_typing.final
+class InterruptRequest(_message.Message):
+    """Asks a run to end at its next boundary."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    run_id: _builtins.str
+    """Only this run; if it is not given, whichever is in flight."""
+    reason: _builtins.str
+    """Why, for its agent."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """Which incarnation is meant, if that matters."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
+        run_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence", "member_id", b"member_id", "mob_id", b"mob_id", "reason", b"reason", "request_id", b"request_id", "run_id", b"run_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterruptRequest: _TypeAlias = InterruptRequest  # noqa: Y015
+
+@_typing.final
+class InterruptResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTED_FIELD_NUMBER: _builtins.int
+    NOTHING_TO_INTERRUPT_FIELD_NUMBER: _builtins.int
+    ALREADY_TERMINAL_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def requested(self) -> Global___CancelRequested:
+        """The run is asked to end; or was before."""
+
+    @_builtins.property
+    def nothing_to_interrupt(self) -> Global___NothingToInterrupt:
+        """No run is in flight."""
+
+    @_builtins.property
+    def already_terminal(self) -> Global___AlreadyTerminal:
+        """The run that was named has ended."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        requested: Global___CancelRequested | None = ...,
+        nothing_to_interrupt: Global___NothingToInterrupt | None = ...,
+        already_terminal: Global___AlreadyTerminal | None = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["already_terminal", b"already_terminal", "nothing_to_interrupt", b"nothing_to_interrupt", "outcome", b"outcome", "requested", b"requested"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_terminal", b"already_terminal", "cursor", b"cursor", "nothing_to_interrupt", b"nothing_to_interrupt", "outcome", b"outcome", "replayed", b"replayed", "requested", b"requested", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["requested", "nothing_to_interrupt", "already_terminal"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___InterruptResponse: _TypeAlias = InterruptResponse  # noqa: Y015
+
+@_typing.final
+class HardCancelRequest(_message.Message):
+    """Ends a run at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    run_id: _builtins.str
+    """The run."""
+    reason: _builtins.str
+    """Why, for its agent."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """Which incarnation is meant, if that matters."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
+        run_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence", "member_id", b"member_id", "mob_id", b"mob_id", "reason", b"reason", "request_id", b"request_id", "run_id", b"run_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HardCancelRequest: _TypeAlias = HardCancelRequest  # noqa: Y015
+
+@_typing.final
+class HardCancelResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTED_FIELD_NUMBER: _builtins.int
+    ALREADY_TERMINAL_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def requested(self) -> Global___CancelRequested:
+        """The run is ended; or was asked to before."""
+
+    @_builtins.property
+    def already_terminal(self) -> Global___AlreadyTerminal:
+        """The run has ended."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        requested: Global___CancelRequested | None = ...,
+        already_terminal: Global___AlreadyTerminal | None = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["already_terminal", b"already_terminal", "outcome", b"outcome", "requested", b"requested"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_terminal", b"already_terminal", "cursor", b"cursor", "outcome", b"outcome", "replayed", b"replayed", "requested", b"requested", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["requested", "already_terminal"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___HardCancelResponse: _TypeAlias = HardCancelResponse  # noqa: Y015
+
+@_typing.final
+class RetireRequest(_message.Message):
+    """Retires a member's runtime."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """Which incarnation is meant, if that matters."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence", "member_id", b"member_id", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireRequest: _TypeAlias = RetireRequest  # noqa: Y015
+
+@_typing.final
+class RetireResponse(_message.Message):
+    """What the retirement did. Never are both counts above zero."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    INPUTS_PENDING_DRAIN_FIELD_NUMBER: _builtins.int
+    ALREADY_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    inputs_abandoned: _builtins.int
+    """How many inputs were abandoned."""
+    inputs_pending_drain: _builtins.int
+    """How many inputs are still run."""
+    already: _builtins.bool
+    """It was retired, stopped or destroyed already."""
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        inputs_abandoned: _builtins.int = ...,
+        inputs_pending_drain: _builtins.int = ...,
+        already: _builtins.bool = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "cursor", b"cursor", "inputs_abandoned", b"inputs_abandoned", "inputs_pending_drain", b"inputs_pending_drain", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireResponse: _TypeAlias = RetireResponse  # noqa: Y015
+
+@_typing.final
+class DestroyRequest(_message.Message):
+    """Destroys a member's runtime."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """Which incarnation is meant, if that matters."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence", "member_id", b"member_id", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyRequest: _TypeAlias = DestroyRequest  # noqa: Y015
+
+@_typing.final
+class DestroyResponse(_message.Message):
+    """What the destruction did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    ALREADY_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    inputs_abandoned: _builtins.int
+    """How many inputs were abandoned."""
+    already: _builtins.bool
+    """It was destroyed already."""
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        inputs_abandoned: _builtins.int = ...,
+        already: _builtins.bool = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "cursor", b"cursor", "inputs_abandoned", b"inputs_abandoned", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyResponse: _TypeAlias = DestroyResponse  # noqa: Y015
+
+@_typing.final
+class CheckFenceRequest(_message.Message):
+    """Asks whether numbers are in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    run_id: _builtins.str
+    """The run that the caller works for: compared if given."""
+    executor_fence: _builtins.int
+    """The fence of the executor that the caller works for: compared if given."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """The incarnation that the caller was told of."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_executor_fence", b"_executor_fence", "executor_fence", b"executor_fence", "fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_executor_fence", b"_executor_fence", "executor_fence", b"executor_fence", "fence", b"fence", "member_id", b"member_id", "mob_id", b"mob_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__executor_fence: _TypeAlias = _typing.Literal["executor_fence"]  # noqa: Y015
+    _WhichOneofArgType__executor_fence: _TypeAlias = _typing.Literal["_executor_fence", b"_executor_fence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__executor_fence) -> _WhichOneofReturnType__executor_fence | None: ...
+
+Global___CheckFenceRequest: _TypeAlias = CheckFenceRequest  # noqa: Y015
+
+@_typing.final
+class CheckFenceResponse(_message.Message):
+    """Whether they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENT_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    current: _builtins.bool
+    """All numbers that were given are in force."""
+    run_id: _builtins.str
+    """The run in flight."""
+    executor_fence: _builtins.int
+    """The fence of the member's executor; 0 without one."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """The numbers of the member as it is now."""
+
+    def __init__(
+        self,
+        *,
+        current: _builtins.bool = ...,
+        fence: _common_pb2.Fence | None = ...,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "executor_fence", b"executor_fence", "fence", b"fence", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckFenceResponse: _TypeAlias = CheckFenceResponse  # noqa: Y015
+
+@_typing.final
+class AuthorizeRequest(_message.Message):
+    """Confirms the server's authority over a member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthorizeRequest: _TypeAlias = AuthorizeRequest  # noqa: Y015
+
+@_typing.final
+class AuthorizeResponse(_message.Message):
+    """It has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuthorizeResponse: _TypeAlias = AuthorizeResponse  # noqa: Y015
+
+@_typing.final
+class RevokeRequest(_message.Message):
+    """Gives up the authority over a member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeRequest: _TypeAlias = RevokeRequest  # noqa: Y015
+
+@_typing.final
+class RevokeResponse(_message.Message):
+    """Nothing happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeResponse: _TypeAlias = RevokeResponse  # noqa: Y015
+
+@_typing.final
+class WireRequest(_message.Message):
+    """Installs a peer at a member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WireRequest: _TypeAlias = WireRequest  # noqa: Y015
+
+@_typing.final
+class WireResponse(_message.Message):
+    """The peer is installed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WireResponse: _TypeAlias = WireResponse  # noqa: Y015
+
+@_typing.final
+class UnwireRequest(_message.Message):
+    """Removes a peer from a member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnwireRequest: _TypeAlias = UnwireRequest  # noqa: Y015
+
+@_typing.final
+class UnwireResponse(_message.Message):
+    """The peer is removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnwireResponse: _TypeAlias = UnwireResponse  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):
@@ -545,6 +1493,14 @@ class Input(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     WAITING_REASON_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    HANDLING_MODE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    REPLACED_BY_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    ABOUT_JSON_FIELD_NUMBER: _builtins.int
+    BOUNDARY_SEQUENCE_FIELD_NUMBER: _builtins.int
+    SUPERSESSION_KEY_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     member_id: _builtins.str
@@ -569,6 +1525,24 @@ class Input(_message.Message):
     """With ABANDONED: why."""
     waiting_reason: _builtins.str
     """With QUEUED: what it waits for, in a sentence."""
+    kind: _builtins.str
+    """What it is: prompt, peer_message, peer_request, peer_response_progress, peer_response_terminal, external_event,
+    continuation, operation. New kinds may appear.
+    """
+    handling_mode: _common_pb2.HandlingMode.ValueType
+    """When it is given to the member."""
+    silent: _builtins.bool
+    """It starts no run by itself; others carry it along."""
+    replaced_by: _builtins.str
+    """With SUPERSEDED and COALESCED: the server's name of the newer input."""
+    correlation_id: _builtins.str
+    """What ties it to other inputs, as its sender said."""
+    about_json: _builtins.str
+    """What its kind knows beside the content, as a JSON object: request_id, intent, status, event_type."""
+    boundary_sequence: _builtins.int
+    """With CONSUMED: where it was applied; 0 is the start of the run, 1 and more are where inputs were steered into it."""
+    supersession_key: _builtins.str
+    """While it waits, an input of the same kind and key takes its place."""
     @_builtins.property
     def content(self) -> _common_pb2.Content:
         """What it carries."""
@@ -604,10 +1578,18 @@ class Input(_message.Message):
         reason: _builtins.str = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         waiting_reason: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        handling_mode: _common_pb2.HandlingMode.ValueType = ...,
+        silent: _builtins.bool = ...,
+        replaced_by: _builtins.str = ...,
+        correlation_id: _builtins.str = ...,
+        about_json: _builtins.str = ...,
+        boundary_sequence: _builtins.int = ...,
+        supersession_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "content", b"content", "end_time", b"end_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "attempt", b"attempt", "canonical_input_id", b"canonical_input_id", "content", b"content", "cursor", b"cursor", "end_time", b"end_time", "input_id", b"input_id", "member_id", b"member_id", "mob_id", b"mob_id", "output_json", b"output_json", "reason", b"reason", "run_id", b"run_id", "sender", b"sender", "state", b"state", "usage", b"usage", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about_json", b"about_json", "accept_time", b"accept_time", "attempt", b"attempt", "boundary_sequence", b"boundary_sequence", "canonical_input_id", b"canonical_input_id", "content", b"content", "correlation_id", b"correlation_id", "cursor", b"cursor", "end_time", b"end_time", "handling_mode", b"handling_mode", "input_id", b"input_id", "kind", b"kind", "member_id", b"member_id", "mob_id", b"mob_id", "output_json", b"output_json", "reason", b"reason", "replaced_by", b"replaced_by", "run_id", b"run_id", "sender", b"sender", "silent", b"silent", "state", b"state", "supersession_key", b"supersession_key", "usage", b"usage", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,7 +1688,7 @@ class WatchInputResponse(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def input(self) -> Global___Input:
-        """The input as it is now; CONSUMED and ABANDONED are the last."""
+        """The input as it is now; CONSUMED, ABANDONED, SUPERSEDED and COALESCED are the last."""
 
     def __init__(
         self,
@@ -720,3 +1702,69 @@ class WatchInputResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchInputResponse: _TypeAlias = WatchInputResponse  # noqa: Y015
+
+@_typing.final
+class ListInputsRequest(_message.Message):
+    """Asks for inputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """Only inputs of this member, if given; it may have left the roster."""
+    state: Global___InputState.ValueType
+    """Only inputs in this state, if given."""
+    page_size: _builtins.int
+    """The greatest number of inputs to answer; 0 means 100."""
+    page_token: _builtins.str
+    """Where to go on: the next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        state: Global___InputState.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "mob_id", b"mob_id", "page_size", b"page_size", "page_token", b"page_token", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInputsRequest: _TypeAlias = ListInputsRequest  # noqa: Y015
+
+@_typing.final
+class ListInputsResponse(_message.Message):
+    """A page of inputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page begins; empty on the last page."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]:
+        """The inputs."""
+
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Iterable[Global___Input] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInputsResponse: _TypeAlias = ListInputsResponse  # noqa: Y015

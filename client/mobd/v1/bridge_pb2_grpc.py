@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class BridgeServiceStub(object):
-    """Delivers inputs to members and observes them. What the member's machine decided is an outcome of an OK answer;
+    """Delivers inputs to members, observes and ends their runtimes. These calls change a runtime, never the roster: a
+    member whose runtime was retired or destroyed stays listed until RetireMember or RespawnMember. What the member's machine decided is an outcome of an OK answer;
     malformed requests, unknown mobs or members, the mob's phase and overload are statuses.
     """
 
@@ -51,6 +52,56 @@ class BridgeServiceStub(object):
                 request_serializer=mobd_dot_v1_dot_bridge__pb2.ObserveRequest.SerializeToString,
                 response_deserializer=mobd_dot_v1_dot_bridge__pb2.ObserveResponse.FromString,
                 _registered_method=True)
+        self.Interrupt = channel.unary_unary(
+                '/mobd.v1.BridgeService/Interrupt',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.InterruptRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.InterruptResponse.FromString,
+                _registered_method=True)
+        self.HardCancel = channel.unary_unary(
+                '/mobd.v1.BridgeService/HardCancel',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.HardCancelRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.HardCancelResponse.FromString,
+                _registered_method=True)
+        self.Retire = channel.unary_unary(
+                '/mobd.v1.BridgeService/Retire',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.RetireRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.RetireResponse.FromString,
+                _registered_method=True)
+        self.Destroy = channel.unary_unary(
+                '/mobd.v1.BridgeService/Destroy',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.DestroyRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.DestroyResponse.FromString,
+                _registered_method=True)
+        self.CheckFence = channel.unary_unary(
+                '/mobd.v1.BridgeService/CheckFence',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.CheckFenceRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.CheckFenceResponse.FromString,
+                _registered_method=True)
+        self.Authorize = channel.unary_unary(
+                '/mobd.v1.BridgeService/Authorize',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.AuthorizeRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.AuthorizeResponse.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/mobd.v1.BridgeService/Revoke',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.RevokeResponse.FromString,
+                _registered_method=True)
+        self.Wire = channel.unary_unary(
+                '/mobd.v1.BridgeService/Wire',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.WireRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.WireResponse.FromString,
+                _registered_method=True)
+        self.Unwire = channel.unary_unary(
+                '/mobd.v1.BridgeService/Unwire',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.UnwireRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.UnwireResponse.FromString,
+                _registered_method=True)
+        self.ListInputs = channel.unary_unary(
+                '/mobd.v1.BridgeService/ListInputs',
+                request_serializer=mobd_dot_v1_dot_bridge__pb2.ListInputsRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_bridge__pb2.ListInputsResponse.FromString,
+                _registered_method=True)
         self.GetInput = channel.unary_unary(
                 '/mobd.v1.BridgeService/GetInput',
                 request_serializer=mobd_dot_v1_dot_bridge__pb2.GetInputRequest.SerializeToString,
@@ -64,7 +115,8 @@ class BridgeServiceStub(object):
 
 
 class BridgeServiceServicer(object):
-    """Delivers inputs to members and observes them. What the member's machine decided is an outcome of an OK answer;
+    """Delivers inputs to members, observes and ends their runtimes. These calls change a runtime, never the roster: a
+    member whose runtime was retired or destroyed stays listed until RetireMember or RespawnMember. What the member's machine decided is an outcome of an OK answer;
     malformed requests, unknown mobs or members, the mob's phase and overload are statuses.
     """
 
@@ -85,6 +137,81 @@ class BridgeServiceServicer(object):
 
     def Observe(self, request, context):
         """Tells the state of a member's runtime.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Interrupt(self, request, context):
+        """Asks the run in flight to end at its next boundary; the step that is under way is finished. Never cancels hard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HardCancel(self, request, context):
+        """Ends one run at once: an agent that does not answer is fenced off. A later run of the member is not touched. A run
+        that never was is NOT_FOUND `RUN_NOT_FOUND`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retire(self, request, context):
+        """Retires a member's runtime: it accepts nothing more. With an agent there, what waits is still run; without one it
+        is abandoned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Destroy(self, request, context):
+        """Destroys a member's runtime for good: abandons everything that it has and fences off its agent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckFence(self, request, context):
+        """Tells whether numbers that a tool was given are still those in force: to be asked before an effect outside.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Authorize(self, request, context):
+        """Confirms the server's authority over a member. The server has it over every member that it hosts: nothing happens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Gives up the authority over a member. The server keeps it over every member that it hosts: nothing happens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Wire(self, request, context):
+        """Installs a peer at a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+        `LOCAL_MEMBER`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unwire(self, request, context):
+        """Removes a peer from a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+        `LOCAL_MEMBER`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInputs(self, request, context):
+        """Lists inputs, live and ended ones that are still remembered: by member, then in the order of their canonical ids.
+        A page may be empty and still have more behind it: go on until there is no next_page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +249,56 @@ def add_BridgeServiceServicer_to_server(servicer, server):
                     request_deserializer=mobd_dot_v1_dot_bridge__pb2.ObserveRequest.FromString,
                     response_serializer=mobd_dot_v1_dot_bridge__pb2.ObserveResponse.SerializeToString,
             ),
+            'Interrupt': grpc.unary_unary_rpc_method_handler(
+                    servicer.Interrupt,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.InterruptRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.InterruptResponse.SerializeToString,
+            ),
+            'HardCancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.HardCancel,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.HardCancelRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.HardCancelResponse.SerializeToString,
+            ),
+            'Retire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retire,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.RetireRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.RetireResponse.SerializeToString,
+            ),
+            'Destroy': grpc.unary_unary_rpc_method_handler(
+                    servicer.Destroy,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.DestroyRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.DestroyResponse.SerializeToString,
+            ),
+            'CheckFence': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckFence,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.CheckFenceRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.CheckFenceResponse.SerializeToString,
+            ),
+            'Authorize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Authorize,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.AuthorizeRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.AuthorizeResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.RevokeRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.RevokeResponse.SerializeToString,
+            ),
+            'Wire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wire,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.WireRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.WireResponse.SerializeToString,
+            ),
+            'Unwire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unwire,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.UnwireRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.UnwireResponse.SerializeToString,
+            ),
+            'ListInputs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInputs,
+                    request_deserializer=mobd_dot_v1_dot_bridge__pb2.ListInputsRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_bridge__pb2.ListInputsResponse.SerializeToString,
+            ),
             'GetInput': grpc.unary_unary_rpc_method_handler(
                     servicer.GetInput,
                     request_deserializer=mobd_dot_v1_dot_bridge__pb2.GetInputRequest.FromString,
@@ -141,7 +318,8 @@ def add_BridgeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BridgeService(object):
-    """Delivers inputs to members and observes them. What the member's machine decided is an outcome of an OK answer;
+    """Delivers inputs to members, observes and ends their runtimes. These calls change a runtime, never the roster: a
+    member whose runtime was retired or destroyed stays listed until RetireMember or RespawnMember. What the member's machine decided is an outcome of an OK answer;
     malformed requests, unknown mobs or members, the mob's phase and overload are statuses.
     """
 
@@ -216,6 +394,276 @@ class BridgeService(object):
             '/mobd.v1.BridgeService/Observe',
             mobd_dot_v1_dot_bridge__pb2.ObserveRequest.SerializeToString,
             mobd_dot_v1_dot_bridge__pb2.ObserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Interrupt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/Interrupt',
+            mobd_dot_v1_dot_bridge__pb2.InterruptRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.InterruptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HardCancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/HardCancel',
+            mobd_dot_v1_dot_bridge__pb2.HardCancelRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.HardCancelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/Retire',
+            mobd_dot_v1_dot_bridge__pb2.RetireRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.RetireResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Destroy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/Destroy',
+            mobd_dot_v1_dot_bridge__pb2.DestroyRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.DestroyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckFence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/CheckFence',
+            mobd_dot_v1_dot_bridge__pb2.CheckFenceRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.CheckFenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Authorize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/Authorize',
+            mobd_dot_v1_dot_bridge__pb2.AuthorizeRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.AuthorizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/Revoke',
+            mobd_dot_v1_dot_bridge__pb2.RevokeRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.RevokeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/Wire',
+            mobd_dot_v1_dot_bridge__pb2.WireRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.WireResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unwire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/Unwire',
+            mobd_dot_v1_dot_bridge__pb2.UnwireRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.UnwireResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInputs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.BridgeService/ListInputs',
+            mobd_dot_v1_dot_bridge__pb2.ListInputsRequest.SerializeToString,
+            mobd_dot_v1_dot_bridge__pb2.ListInputsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class BridgeServiceStub:
-    """Delivers inputs to members and observes them. What the member's machine decided is an outcome of an OK answer;
+    """Delivers inputs to members, observes and ends their runtimes. These calls change a runtime, never the roster: a
+    member whose runtime was retired or destroyed stays listed until RetireMember or RespawnMember. What the member's machine decided is an outcome of an OK answer;
     malformed requests, unknown mobs or members, the mob's phase and overload are statuses.
     """
 
@@ -43,6 +44,36 @@ class BridgeServiceStub:
     """Delivers up to 256 inputs in one decision and one commit, in order, each with an outcome of its own."""
     Observe: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.ObserveRequest, _bridge_pb2.ObserveResponse]
     """Tells the state of a member's runtime."""
+    Interrupt: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.InterruptRequest, _bridge_pb2.InterruptResponse]
+    """Asks the run in flight to end at its next boundary; the step that is under way is finished. Never cancels hard."""
+    HardCancel: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.HardCancelRequest, _bridge_pb2.HardCancelResponse]
+    """Ends one run at once: an agent that does not answer is fenced off. A later run of the member is not touched. A run
+    that never was is NOT_FOUND `RUN_NOT_FOUND`.
+    """
+    Retire: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.RetireRequest, _bridge_pb2.RetireResponse]
+    """Retires a member's runtime: it accepts nothing more. With an agent there, what waits is still run; without one it
+    is abandoned.
+    """
+    Destroy: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.DestroyRequest, _bridge_pb2.DestroyResponse]
+    """Destroys a member's runtime for good: abandons everything that it has and fences off its agent."""
+    CheckFence: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.CheckFenceRequest, _bridge_pb2.CheckFenceResponse]
+    """Tells whether numbers that a tool was given are still those in force: to be asked before an effect outside."""
+    Authorize: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.AuthorizeRequest, _bridge_pb2.AuthorizeResponse]
+    """Confirms the server's authority over a member. The server has it over every member that it hosts: nothing happens."""
+    Revoke: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.RevokeRequest, _bridge_pb2.RevokeResponse]
+    """Gives up the authority over a member. The server keeps it over every member that it hosts: nothing happens."""
+    Wire: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.WireRequest, _bridge_pb2.WireResponse]
+    """Installs a peer at a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+    `LOCAL_MEMBER`.
+    """
+    Unwire: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.UnwireRequest, _bridge_pb2.UnwireResponse]
+    """Removes a peer from a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+    `LOCAL_MEMBER`.
+    """
+    ListInputs: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.ListInputsRequest, _bridge_pb2.ListInputsResponse]
+    """Lists inputs, live and ended ones that are still remembered: by member, then in the order of their canonical ids.
+    A page may be empty and still have more behind it: go on until there is no next_page_token.
+    """
     GetInput: _grpc.UnaryUnaryMultiCallable[_bridge_pb2.GetInputRequest, _bridge_pb2.GetInputResponse]
     """Returns one input by the caller's id or by the canonical one."""
     WatchInput: _grpc.UnaryStreamMultiCallable[_bridge_pb2.WatchInputRequest, _bridge_pb2.WatchInputResponse]
@@ -50,7 +81,8 @@ class BridgeServiceStub:
 
 @_typing.type_check_only
 class BridgeServiceAsyncStub(BridgeServiceStub):
-    """Delivers inputs to members and observes them. What the member's machine decided is an outcome of an OK answer;
+    """Delivers inputs to members, observes and ends their runtimes. These calls change a runtime, never the roster: a
+    member whose runtime was retired or destroyed stays listed until RetireMember or RespawnMember. What the member's machine decided is an outcome of an OK answer;
     malformed requests, unknown mobs or members, the mob's phase and overload are statuses.
     """
 
@@ -63,13 +95,44 @@ class BridgeServiceAsyncStub(BridgeServiceStub):
     """Delivers up to 256 inputs in one decision and one commit, in order, each with an outcome of its own."""
     Observe: _aio.UnaryUnaryMultiCallable[_bridge_pb2.ObserveRequest, _bridge_pb2.ObserveResponse]  # type: ignore[assignment]
     """Tells the state of a member's runtime."""
+    Interrupt: _aio.UnaryUnaryMultiCallable[_bridge_pb2.InterruptRequest, _bridge_pb2.InterruptResponse]  # type: ignore[assignment]
+    """Asks the run in flight to end at its next boundary; the step that is under way is finished. Never cancels hard."""
+    HardCancel: _aio.UnaryUnaryMultiCallable[_bridge_pb2.HardCancelRequest, _bridge_pb2.HardCancelResponse]  # type: ignore[assignment]
+    """Ends one run at once: an agent that does not answer is fenced off. A later run of the member is not touched. A run
+    that never was is NOT_FOUND `RUN_NOT_FOUND`.
+    """
+    Retire: _aio.UnaryUnaryMultiCallable[_bridge_pb2.RetireRequest, _bridge_pb2.RetireResponse]  # type: ignore[assignment]
+    """Retires a member's runtime: it accepts nothing more. With an agent there, what waits is still run; without one it
+    is abandoned.
+    """
+    Destroy: _aio.UnaryUnaryMultiCallable[_bridge_pb2.DestroyRequest, _bridge_pb2.DestroyResponse]  # type: ignore[assignment]
+    """Destroys a member's runtime for good: abandons everything that it has and fences off its agent."""
+    CheckFence: _aio.UnaryUnaryMultiCallable[_bridge_pb2.CheckFenceRequest, _bridge_pb2.CheckFenceResponse]  # type: ignore[assignment]
+    """Tells whether numbers that a tool was given are still those in force: to be asked before an effect outside."""
+    Authorize: _aio.UnaryUnaryMultiCallable[_bridge_pb2.AuthorizeRequest, _bridge_pb2.AuthorizeResponse]  # type: ignore[assignment]
+    """Confirms the server's authority over a member. The server has it over every member that it hosts: nothing happens."""
+    Revoke: _aio.UnaryUnaryMultiCallable[_bridge_pb2.RevokeRequest, _bridge_pb2.RevokeResponse]  # type: ignore[assignment]
+    """Gives up the authority over a member. The server keeps it over every member that it hosts: nothing happens."""
+    Wire: _aio.UnaryUnaryMultiCallable[_bridge_pb2.WireRequest, _bridge_pb2.WireResponse]  # type: ignore[assignment]
+    """Installs a peer at a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+    `LOCAL_MEMBER`.
+    """
+    Unwire: _aio.UnaryUnaryMultiCallable[_bridge_pb2.UnwireRequest, _bridge_pb2.UnwireResponse]  # type: ignore[assignment]
+    """Removes a peer from a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+    `LOCAL_MEMBER`.
+    """
+    ListInputs: _aio.UnaryUnaryMultiCallable[_bridge_pb2.ListInputsRequest, _bridge_pb2.ListInputsResponse]  # type: ignore[assignment]
+    """Lists inputs, live and ended ones that are still remembered: by member, then in the order of their canonical ids.
+    A page may be empty and still have more behind it: go on until there is no next_page_token.
+    """
     GetInput: _aio.UnaryUnaryMultiCallable[_bridge_pb2.GetInputRequest, _bridge_pb2.GetInputResponse]  # type: ignore[assignment]
     """Returns one input by the caller's id or by the canonical one."""
     WatchInput: _aio.UnaryStreamMultiCallable[_bridge_pb2.WatchInputRequest, _bridge_pb2.WatchInputResponse]  # type: ignore[assignment]
     """Follows one input: its stored state first, then each change, the terminal one last; then the stream ends with OK."""
 
 class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Delivers inputs to members and observes them. What the member's machine decided is an outcome of an OK answer;
+    """Delivers inputs to members, observes and ends their runtimes. These calls change a runtime, never the roster: a
+    member whose runtime was retired or destroyed stays listed until RetireMember or RespawnMember. What the member's machine decided is an outcome of an OK answer;
     malformed requests, unknown mobs or members, the mob's phase and overload are statuses.
     """
 
@@ -98,6 +161,96 @@ class BridgeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_bridge_pb2.ObserveResponse, _abc.Awaitable[_bridge_pb2.ObserveResponse]]:
         """Tells the state of a member's runtime."""
+
+    @_abc_1.abstractmethod
+    def Interrupt(
+        self,
+        request: _bridge_pb2.InterruptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.InterruptResponse, _abc.Awaitable[_bridge_pb2.InterruptResponse]]:
+        """Asks the run in flight to end at its next boundary; the step that is under way is finished. Never cancels hard."""
+
+    @_abc_1.abstractmethod
+    def HardCancel(
+        self,
+        request: _bridge_pb2.HardCancelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.HardCancelResponse, _abc.Awaitable[_bridge_pb2.HardCancelResponse]]:
+        """Ends one run at once: an agent that does not answer is fenced off. A later run of the member is not touched. A run
+        that never was is NOT_FOUND `RUN_NOT_FOUND`.
+        """
+
+    @_abc_1.abstractmethod
+    def Retire(
+        self,
+        request: _bridge_pb2.RetireRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.RetireResponse, _abc.Awaitable[_bridge_pb2.RetireResponse]]:
+        """Retires a member's runtime: it accepts nothing more. With an agent there, what waits is still run; without one it
+        is abandoned.
+        """
+
+    @_abc_1.abstractmethod
+    def Destroy(
+        self,
+        request: _bridge_pb2.DestroyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.DestroyResponse, _abc.Awaitable[_bridge_pb2.DestroyResponse]]:
+        """Destroys a member's runtime for good: abandons everything that it has and fences off its agent."""
+
+    @_abc_1.abstractmethod
+    def CheckFence(
+        self,
+        request: _bridge_pb2.CheckFenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.CheckFenceResponse, _abc.Awaitable[_bridge_pb2.CheckFenceResponse]]:
+        """Tells whether numbers that a tool was given are still those in force: to be asked before an effect outside."""
+
+    @_abc_1.abstractmethod
+    def Authorize(
+        self,
+        request: _bridge_pb2.AuthorizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.AuthorizeResponse, _abc.Awaitable[_bridge_pb2.AuthorizeResponse]]:
+        """Confirms the server's authority over a member. The server has it over every member that it hosts: nothing happens."""
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _bridge_pb2.RevokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.RevokeResponse, _abc.Awaitable[_bridge_pb2.RevokeResponse]]:
+        """Gives up the authority over a member. The server keeps it over every member that it hosts: nothing happens."""
+
+    @_abc_1.abstractmethod
+    def Wire(
+        self,
+        request: _bridge_pb2.WireRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.WireResponse, _abc.Awaitable[_bridge_pb2.WireResponse]]:
+        """Installs a peer at a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+        `LOCAL_MEMBER`.
+        """
+
+    @_abc_1.abstractmethod
+    def Unwire(
+        self,
+        request: _bridge_pb2.UnwireRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.UnwireResponse, _abc.Awaitable[_bridge_pb2.UnwireResponse]]:
+        """Removes a peer from a member that another process hosts. Members that the server hosts are FAILED_PRECONDITION
+        `LOCAL_MEMBER`.
+        """
+
+    @_abc_1.abstractmethod
+    def ListInputs(
+        self,
+        request: _bridge_pb2.ListInputsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bridge_pb2.ListInputsResponse, _abc.Awaitable[_bridge_pb2.ListInputsResponse]]:
+        """Lists inputs, live and ended ones that are still remembered: by member, then in the order of their canonical ids.
+        A page may be empty and still have more behind it: go on until there is no next_page_token.
+        """
 
     @_abc_1.abstractmethod
     def GetInput(

@@ -19,6 +19,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _HandlingMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HandlingModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HandlingMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HANDLING_MODE_UNSPECIFIED: _HandlingMode.ValueType  # 0
+    """As its kind is handled."""
+    HANDLING_MODE_QUEUE: _HandlingMode.ValueType  # 1
+    """In a run of its own turn, after those that wait already."""
+    HANDLING_MODE_STEER: _HandlingMode.ValueType  # 2
+    """As soon as possible: into the run in flight at its next boundary if its agent takes that, else before the queue."""
+
+class HandlingMode(_HandlingMode, metaclass=_HandlingModeEnumTypeWrapper):
+    """When an input is given to a member."""
+
+HANDLING_MODE_UNSPECIFIED: HandlingMode.ValueType  # 0
+"""As its kind is handled."""
+HANDLING_MODE_QUEUE: HandlingMode.ValueType  # 1
+"""In a run of its own turn, after those that wait already."""
+HANDLING_MODE_STEER: HandlingMode.ValueType  # 2
+"""As soon as possible: into the run in flight at its next boundary if its agent takes that, else before the queue."""
+Global___HandlingMode: _TypeAlias = HandlingMode  # noqa: Y015
+
 class _MemberState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -209,3 +233,98 @@ class Fence(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__generation) -> _WhichOneofReturnType__generation | None: ...
 
 Global___Fence: _TypeAlias = Fence  # noqa: Y015
+
+@_typing.final
+class Acting(_message.Message):
+    """As whose agent a caller acts: a run, and the fence of the executor that it was given to. A request that carries this
+    is refused as STALE_FENCE unless that run is in flight under that fence, so that an agent that lost its run changes
+    nothing any more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    executor_fence: _builtins.int
+    """The fence of its executor."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_fence", b"executor_fence", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acting: _TypeAlias = Acting  # noqa: Y015
+
+@_typing.final
+class MemberOutcome(_message.Message):
+    """What a command that works on many members did to one of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    INPUTS_PENDING_DRAIN_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    inputs_abandoned: _builtins.int
+    """How many of its inputs were abandoned."""
+    inputs_pending_drain: _builtins.int
+    """How many of its inputs are still run before it leaves the roster."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        inputs_abandoned: _builtins.int = ...,
+        inputs_pending_drain: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs_abandoned", b"inputs_abandoned", "inputs_pending_drain", b"inputs_pending_drain", "member_id", b"member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberOutcome: _TypeAlias = MemberOutcome  # noqa: Y015
+
+@_typing.final
+class MobReport(_message.Message):
+    """What a command that works on many members has done so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    INPUTS_PENDING_DRAIN_FIELD_NUMBER: _builtins.int
+    members: _builtins.int
+    """How many members it dealt with."""
+    inputs_abandoned: _builtins.int
+    """How many inputs it abandoned."""
+    inputs_pending_drain: _builtins.int
+    """How many inputs were left to be run when their members were retired."""
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberOutcome]:
+        """Each member, in the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        members: _builtins.int = ...,
+        inputs_abandoned: _builtins.int = ...,
+        outcomes: _abc.Iterable[Global___MemberOutcome] | None = ...,
+        inputs_pending_drain: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs_abandoned", b"inputs_abandoned", "inputs_pending_drain", b"inputs_pending_drain", "members", b"members", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MobReport: _TypeAlias = MobReport  # noqa: Y015

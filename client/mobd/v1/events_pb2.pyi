@@ -314,6 +314,13 @@ class Event(_message.Message):
     RUN_STARTED_FIELD_NUMBER: _builtins.int
     RUN_RESENT_FIELD_NUMBER: _builtins.int
     RUN_SETTLED_FIELD_NUMBER: _builtins.int
+    MEMBER_RESPAWNED_FIELD_NUMBER: _builtins.int
+    RUNTIME_RETIRED_FIELD_NUMBER: _builtins.int
+    MEMBER_RETIRED_FIELD_NUMBER: _builtins.int
+    DRAIN_SUSPENDED_FIELD_NUMBER: _builtins.int
+    INPUT_REPLACED_FIELD_NUMBER: _builtins.int
+    RUN_STEERED_FIELD_NUMBER: _builtins.int
+    RUN_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Its place in the log: 1 is the first; there is no gap."""
     kind: _builtins.str
@@ -380,6 +387,34 @@ class Event(_message.Message):
     def run_settled(self) -> Global___RunEnded:
         """run_settled."""
 
+    @_builtins.property
+    def member_respawned(self) -> Global___MemberRespawned:
+        """member_respawned."""
+
+    @_builtins.property
+    def runtime_retired(self) -> Global___RuntimeRetired:
+        """runtime_retired."""
+
+    @_builtins.property
+    def member_retired(self) -> Global___MemberRetired:
+        """member_retired."""
+
+    @_builtins.property
+    def drain_suspended(self) -> Global___DrainSuspended:
+        """drain_suspended."""
+
+    @_builtins.property
+    def input_replaced(self) -> Global___InputReplaced:
+        """input_superseded, input_coalesced."""
+
+    @_builtins.property
+    def run_steered(self) -> Global___RunSteered:
+        """run_steered."""
+
+    @_builtins.property
+    def run_cancel_requested(self) -> Global___RunCancelRequested:
+        """run_cancel_requested."""
+
     def __init__(
         self,
         *,
@@ -403,12 +438,19 @@ class Event(_message.Message):
         run_started: Global___RunStarted | None = ...,
         run_resent: Global___RunResent | None = ...,
         run_settled: Global___RunEnded | None = ...,
+        member_respawned: Global___MemberRespawned | None = ...,
+        runtime_retired: Global___RuntimeRetired | None = ...,
+        member_retired: Global___MemberRetired | None = ...,
+        drain_suspended: Global___DrainSuspended | None = ...,
+        input_replaced: Global___InputReplaced | None = ...,
+        run_steered: Global___RunSteered | None = ...,
+        run_cancel_requested: Global___RunCancelRequested | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "member_destroyed", b"member_destroyed", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "payload", b"payload", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "drain_suspended", b"drain_suspended", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "input_replaced", b"input_replaced", "member_destroyed", b"member_destroyed", "member_respawned", b"member_respawned", "member_retired", b"member_retired", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "payload", b"payload", "run_cancel_requested", b"run_cancel_requested", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "run_steered", b"run_steered", "runtime_retired", b"runtime_retired", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "kind", b"kind", "member_destroyed", b"member_destroyed", "member_id", b"member_id", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "payload", b"payload", "principal", b"principal", "request_id", b"request_id", "run_id", b"run_id", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "seq", b"seq", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "drain_suspended", b"drain_suspended", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "input_replaced", b"input_replaced", "kind", b"kind", "member_destroyed", b"member_destroyed", "member_id", b"member_id", "member_respawned", b"member_respawned", "member_retired", b"member_retired", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "payload", b"payload", "principal", b"principal", "request_id", b"request_id", "run_cancel_requested", b"run_cancel_requested", "run_id", b"run_id", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "run_steered", b"run_steered", "runtime_retired", b"runtime_retired", "seq", b"seq", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["mob_created", "mob_destroyed", "member_spawned", "member_destroyed", "attachment_opened", "attachment_closed", "executor", "input_accepted", "input_abandoned", "run_started", "run_resent", "run_settled"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["mob_created", "mob_destroyed", "member_spawned", "member_destroyed", "attachment_opened", "attachment_closed", "executor", "input_accepted", "input_abandoned", "run_started", "run_resent", "run_settled", "member_respawned", "runtime_retired", "member_retired", "drain_suspended", "input_replaced", "run_steered", "run_cancel_requested"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -524,6 +566,8 @@ class MemberSpawned(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CONTEXT_JSON_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    INITIAL_INPUT_ID_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Its role."""
     generation: _builtins.int
@@ -534,6 +578,10 @@ class MemberSpawned(_message.Message):
     """Its free JSON."""
     session_id: _builtins.str
     """Its transcript."""
+    operation_id: _builtins.str
+    """Its operation."""
+    initial_input_id: _builtins.str
+    """The server's name of the input that it was spawned with."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Its labels."""
@@ -547,14 +595,130 @@ class MemberSpawned(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         context_json: _builtins.str = ...,
         session_id: _builtins.str = ...,
+        operation_id: _builtins.str = ...,
+        initial_input_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_json", b"context_json", "fence_token", b"fence_token", "generation", b"generation", "labels", b"labels", "role", b"role", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_json", b"context_json", "fence_token", b"fence_token", "generation", b"generation", "initial_input_id", b"initial_input_id", "labels", b"labels", "operation_id", b"operation_id", "role", b"role", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemberSpawned: _TypeAlias = MemberSpawned  # noqa: Y015
+
+@_typing.final
+class MemberRespawned(_message.Message):
+    """A member has a new incarnation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FENCE_TOKEN_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    INITIAL_INPUT_ID_FIELD_NUMBER: _builtins.int
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The number of the incarnation."""
+    fence_token: _builtins.int
+    """Its fence token."""
+    session_id: _builtins.str
+    """Its transcript."""
+    operation_id: _builtins.str
+    """Its operation."""
+    initial_input_id: _builtins.str
+    """The server's name of the input that it begins with."""
+    inputs_abandoned: _builtins.int
+    """How many inputs of the incarnation before were abandoned."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        fence_token: _builtins.int = ...,
+        session_id: _builtins.str = ...,
+        operation_id: _builtins.str = ...,
+        initial_input_id: _builtins.str = ...,
+        inputs_abandoned: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence_token", b"fence_token", "generation", b"generation", "initial_input_id", b"initial_input_id", "inputs_abandoned", b"inputs_abandoned", "operation_id", b"operation_id", "session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberRespawned: _TypeAlias = MemberRespawned  # noqa: Y015
+
+@_typing.final
+class RuntimeRetired(_message.Message):
+    """A member's runtime accepts nothing more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    INPUTS_PENDING_DRAIN_FIELD_NUMBER: _builtins.int
+    inputs_abandoned: _builtins.int
+    """How many of its inputs were abandoned."""
+    inputs_pending_drain: _builtins.int
+    """How many of its inputs are still run."""
+    def __init__(
+        self,
+        *,
+        inputs_abandoned: _builtins.int = ...,
+        inputs_pending_drain: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs_abandoned", b"inputs_abandoned", "inputs_pending_drain", b"inputs_pending_drain"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuntimeRetired: _TypeAlias = RuntimeRetired  # noqa: Y015
+
+@_typing.final
+class MemberRetired(_message.Message):
+    """A member has left the roster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The number of its incarnation."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberRetired: _TypeAlias = MemberRetired  # noqa: Y015
+
+@_typing.final
+class DrainSuspended(_message.Message):
+    """A member that drains has no agent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """When what it still has is abandoned."""
+
+    def __init__(
+        self,
+        *,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainSuspended: _TypeAlias = DrainSuspended  # noqa: Y015
 
 @_typing.final
 class MemberDestroyed(_message.Message):
@@ -590,6 +754,7 @@ class AttachmentOpened(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     MAX_MEMBERS_FIELD_NUMBER: _builtins.int
     SERVES_FIELD_NUMBER: _builtins.int
+    STEERS_FIELD_NUMBER: _builtins.int
     attachment_id: _builtins.str
     """The attachment."""
     host_id: _builtins.str
@@ -600,6 +765,8 @@ class AttachmentOpened(_message.Message):
     """How many runs it takes at a time."""
     max_members: _builtins.int
     """How many members it takes."""
+    steers: _builtins.bool
+    """It takes inputs into a run in flight."""
     @_builtins.property
     def serves(self) -> _containers.RepeatedCompositeFieldContainer[_agents_pb2.Serve]:
         """What it serves."""
@@ -613,10 +780,11 @@ class AttachmentOpened(_message.Message):
         capacity: _builtins.int = ...,
         max_members: _builtins.int = ...,
         serves: _abc.Iterable[_agents_pb2.Serve] | None = ...,
+        steers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "capacity", b"capacity", "host_id", b"host_id", "incarnation", b"incarnation", "max_members", b"max_members", "serves", b"serves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "capacity", b"capacity", "host_id", b"host_id", "incarnation", b"incarnation", "max_members", b"max_members", "serves", b"serves", "steers", b"steers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,12 +856,35 @@ class InputAccepted(_message.Message):
     CANONICAL_INPUT_ID_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     SENDER_FIELD_NUMBER: _builtins.int
+    INPUT_KIND_FIELD_NUMBER: _builtins.int
+    HANDLING_MODE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    SUPERSESSION_KEY_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    ABOUT_JSON_FIELD_NUMBER: _builtins.int
+    CONSUMED_FIELD_NUMBER: _builtins.int
     input_id: _builtins.str
     """The caller's name for it."""
     canonical_input_id: _builtins.str
     """The server's name for it."""
     sender: _builtins.str
     """Who delivered it."""
+    input_kind: _builtins.str
+    """What it is: prompt, peer_message, peer_request, peer_response_progress, peer_response_terminal, external_event,
+    continuation, operation. New kinds may appear.
+    """
+    handling_mode: _common_pb2.HandlingMode.ValueType
+    """When it is given to the member."""
+    silent: _builtins.bool
+    """It starts no run by itself; others carry it along."""
+    supersession_key: _builtins.str
+    """A newer input of the same kind and key takes its place while it waits."""
+    correlation_id: _builtins.str
+    """What ties it to other inputs, as its sender said."""
+    about_json: _builtins.str
+    """What its kind knows beside the content, as a JSON object."""
+    consumed: _builtins.bool
+    """It needs no run: it ended with its acceptance."""
     @_builtins.property
     def content(self) -> _common_pb2.Content:
         """What it carries."""
@@ -705,14 +896,47 @@ class InputAccepted(_message.Message):
         canonical_input_id: _builtins.str = ...,
         content: _common_pb2.Content | None = ...,
         sender: _builtins.str = ...,
+        input_kind: _builtins.str = ...,
+        handling_mode: _common_pb2.HandlingMode.ValueType = ...,
+        silent: _builtins.bool = ...,
+        supersession_key: _builtins.str = ...,
+        correlation_id: _builtins.str = ...,
+        about_json: _builtins.str = ...,
+        consumed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_input_id", b"canonical_input_id", "content", b"content", "input_id", b"input_id", "sender", b"sender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about_json", b"about_json", "canonical_input_id", b"canonical_input_id", "consumed", b"consumed", "content", b"content", "correlation_id", b"correlation_id", "handling_mode", b"handling_mode", "input_id", b"input_id", "input_kind", b"input_kind", "sender", b"sender", "silent", b"silent", "supersession_key", b"supersession_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InputAccepted: _TypeAlias = InputAccepted  # noqa: Y015
+
+@_typing.final
+class InputReplaced(_message.Message):
+    """A newer input took the place of a waiting one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANONICAL_INPUT_ID_FIELD_NUMBER: _builtins.int
+    REPLACED_BY_FIELD_NUMBER: _builtins.int
+    canonical_input_id: _builtins.str
+    """The server's name of the input that ended."""
+    replaced_by: _builtins.str
+    """The server's name of the newer one."""
+    def __init__(
+        self,
+        *,
+        canonical_input_id: _builtins.str = ...,
+        replaced_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_input_id", b"canonical_input_id", "replaced_by", b"replaced_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputReplaced: _TypeAlias = InputReplaced  # noqa: Y015
 
 @_typing.final
 class InputAbandoned(_message.Message):
@@ -752,13 +976,63 @@ class RunStarted(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
     ATTACHMENT_ID_FIELD_NUMBER: _builtins.int
+    HANDLING_MODE_FIELD_NUMBER: _builtins.int
+    BOUNDARY_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     executor_fence: _builtins.int
     """The fence of its executor."""
     attachment_id: _builtins.str
     """The attachment that got it."""
+    handling_mode: _common_pb2.HandlingMode.ValueType
+    """From which lane its inputs were taken."""
+    boundary: _builtins.str
+    """Where its inputs are applied: run_start, run_checkpoint."""
+    execution: _builtins.str
+    """How it is executed: content_turn, resume_pending."""
     @_builtins.property
     def canonical_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The server's names of its inputs, in order."""
+
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The attempt of each of them."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When it must have ended."""
+
+    def __init__(
+        self,
+        *,
+        canonical_input_ids: _abc.Iterable[_builtins.str] | None = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
+        executor_fence: _builtins.int = ...,
+        attachment_id: _builtins.str = ...,
+        handling_mode: _common_pb2.HandlingMode.ValueType = ...,
+        boundary: _builtins.str = ...,
+        execution: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "attempts", b"attempts", "boundary", b"boundary", "canonical_input_ids", b"canonical_input_ids", "deadline", b"deadline", "execution", b"execution", "executor_fence", b"executor_fence", "handling_mode", b"handling_mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunStarted: _TypeAlias = RunStarted  # noqa: Y015
+
+@_typing.final
+class RunSteered(_message.Message):
+    """Inputs were given to a run in flight."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANONICAL_INPUT_IDS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def canonical_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The server's names of the inputs, in order."""
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -769,16 +1043,50 @@ class RunStarted(_message.Message):
         *,
         canonical_input_ids: _abc.Iterable[_builtins.str] | None = ...,
         attempts: _abc.Iterable[_builtins.int] | None = ...,
-        executor_fence: _builtins.int = ...,
-        attachment_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_id", b"attachment_id", "attempts", b"attempts", "canonical_input_ids", b"canonical_input_ids", "executor_fence", b"executor_fence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "canonical_input_ids", b"canonical_input_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RunStarted: _TypeAlias = RunStarted  # noqa: Y015
+Global___RunSteered: _TypeAlias = RunSteered  # noqa: Y015
+
+@_typing.final
+class RunCancelRequested(_message.Message):
+    """A run is to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANCEL_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    cancel: _runs_pb2.RunCancel.ValueType
+    """How hard."""
+    by: _builtins.str
+    """Who asked: caller, deadline."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the next step against it is due."""
+
+    def __init__(
+        self,
+        *,
+        cancel: _runs_pb2.RunCancel.ValueType = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "cancel", b"cancel", "deadline", b"deadline", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunCancelRequested: _TypeAlias = RunCancelRequested  # noqa: Y015
 
 @_typing.final
 class RunResent(_message.Message):
@@ -812,6 +1120,7 @@ class InputOutcome(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     canonical_input_id: _builtins.str
     """The server's name of the input."""
     outcome: _builtins.str
@@ -820,6 +1129,8 @@ class InputOutcome(_message.Message):
     """With abandoned: why."""
     attempt: _builtins.int
     """Which attempt of the input the run was."""
+    sequence: _builtins.int
+    """With consumed: where it was applied; 0 is the start of the run, 1 and more are where inputs were steered into it."""
     def __init__(
         self,
         *,
@@ -827,10 +1138,11 @@ class InputOutcome(_message.Message):
         outcome: _builtins.str = ...,
         reason: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "canonical_input_id", b"canonical_input_id", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "canonical_input_id", b"canonical_input_id", "outcome", b"outcome", "reason", b"reason", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -849,6 +1161,7 @@ class RunEnded(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     RETRY_TIME_FIELD_NUMBER: _builtins.int
+    STEERED_RECEIPTS_FIELD_NUMBER: _builtins.int
     state: _runs_pb2.RunState.ValueType
     """How."""
     output_json: _builtins.str
@@ -871,6 +1184,10 @@ class RunEnded(_message.Message):
     def retry_time(self) -> _timestamp_pb2.Timestamp:
         """When its inputs are tried again, if not at once."""
 
+    @_builtins.property
+    def steered_receipts(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.Receipt]:
+        """With COMMITTED: the proof for each input that was steered into the run and taken in, in order."""
+
     def __init__(
         self,
         *,
@@ -881,10 +1198,11 @@ class RunEnded(_message.Message):
         error: _builtins.str = ...,
         receipt: _runs_pb2.Receipt | None = ...,
         retry_time: _timestamp_pb2.Timestamp | None = ...,
+        steered_receipts: _abc.Iterable[_runs_pb2.Receipt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt", "retry_time", b"retry_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcomes", b"outcomes", "output_json", b"output_json", "receipt", b"receipt", "retry_time", b"retry_time", "state", b"state", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcomes", b"outcomes", "output_json", b"output_json", "receipt", b"receipt", "retry_time", b"retry_time", "state", b"state", "steered_receipts", b"steered_receipts", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

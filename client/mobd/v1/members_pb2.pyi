@@ -5,11 +5,13 @@ Members: the roster of a mob."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from mobd.v1 import common_pb2 as _common_pb2
+from mobd.v1 import events_pb2 as _events_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -32,7 +34,9 @@ class _MemberLifecycleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Membe
     MEMBER_LIFECYCLE_ACTIVE: _MemberLifecycle.ValueType  # 1
     """It does."""
     MEMBER_LIFECYCLE_COMPLETED: _MemberLifecycle.ValueType  # 2
-    """It ended together with its mob."""
+    """It has ended: its runtime was destroyed."""
+    MEMBER_LIFECYCLE_RETIRING: _MemberLifecycle.ValueType  # 3
+    """It leaves the roster as soon as what it has is done."""
 
 class MemberLifecycle(_MemberLifecycle, metaclass=_MemberLifecycleEnumTypeWrapper):
     """Whether a member takes part."""
@@ -42,8 +46,38 @@ MEMBER_LIFECYCLE_UNSPECIFIED: MemberLifecycle.ValueType  # 0
 MEMBER_LIFECYCLE_ACTIVE: MemberLifecycle.ValueType  # 1
 """It does."""
 MEMBER_LIFECYCLE_COMPLETED: MemberLifecycle.ValueType  # 2
-"""It ended together with its mob."""
+"""It has ended: its runtime was destroyed."""
+MEMBER_LIFECYCLE_RETIRING: MemberLifecycle.ValueType  # 3
+"""It leaves the roster as soon as what it has is done."""
 Global___MemberLifecycle: _TypeAlias = MemberLifecycle  # noqa: Y015
+
+class _WaitUntil:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitUntilEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitUntil.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAIT_UNTIL_UNSPECIFIED: _WaitUntil.ValueType  # 0
+    """Not said."""
+    WAIT_UNTIL_KICKOFF_COMPLETE: _WaitUntil.ValueType  # 1
+    """The input that the member was spawned with has ended, or there was none."""
+    WAIT_UNTIL_READY: _WaitUntil.ValueType  # 2
+    """An agent has confirmed that it serves the member, or the member is final."""
+    WAIT_UNTIL_FINAL: _WaitUntil.ValueType  # 3
+    """Nothing more will come of the member: see Member.is_final."""
+
+class WaitUntil(_WaitUntil, metaclass=_WaitUntilEnumTypeWrapper):
+    """What to wait for."""
+
+WAIT_UNTIL_UNSPECIFIED: WaitUntil.ValueType  # 0
+"""Not said."""
+WAIT_UNTIL_KICKOFF_COMPLETE: WaitUntil.ValueType  # 1
+"""The input that the member was spawned with has ended, or there was none."""
+WAIT_UNTIL_READY: WaitUntil.ValueType  # 2
+"""An agent has confirmed that it serves the member, or the member is final."""
+WAIT_UNTIL_FINAL: WaitUntil.ValueType  # 3
+"""Nothing more will come of the member: see Member.is_final."""
+Global___WaitUntil: _TypeAlias = WaitUntil  # noqa: Y015
 
 @_typing.final
 class MemberSpec(_message.Message):
@@ -75,6 +109,7 @@ class MemberSpec(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CONTEXT_JSON_FIELD_NUMBER: _builtins.int
+    INITIAL_MESSAGE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     """Its name, unique within the mob."""
     role: _builtins.str
@@ -85,6 +120,10 @@ class MemberSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Its labels."""
 
+    @_builtins.property
+    def initial_message(self) -> _common_pb2.Content:
+        """What it begins with: its first input, a prompt."""
+
     def __init__(
         self,
         *,
@@ -92,10 +131,11 @@ class MemberSpec(_message.Message):
         role: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         context_json: _builtins.str = ...,
+        initial_message: _common_pb2.Content | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["initial_message", b"initial_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_json", b"context_json", "labels", b"labels", "member_id", b"member_id", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_json", b"context_json", "initial_message", b"initial_message", "labels", b"labels", "member_id", b"member_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +216,13 @@ class Member(_message.Message):
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     RETRY_TIME_FIELD_NUMBER: _builtins.int
+    INPUTS_STEERING_FIELD_NUMBER: _builtins.int
+    INPUTS_RUNNING_FIELD_NUMBER: _builtins.int
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    INITIAL_INPUT_ID_FIELD_NUMBER: _builtins.int
+    KICKOFF_COMPLETE_FIELD_NUMBER: _builtins.int
+    DRAIN_TIME_FIELD_NUMBER: _builtins.int
+    IS_FINAL_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob that it belongs to."""
     member_id: _builtins.str
@@ -204,6 +251,18 @@ class Member(_message.Message):
     """The beginning of its last output."""
     last_error: _builtins.str
     """Its last error."""
+    inputs_steering: _builtins.int
+    """Of the inputs that wait, how many are to be steered into a run."""
+    inputs_running: _builtins.int
+    """How many inputs the run in flight holds."""
+    operation_id: _builtins.str
+    """Its operation: its life, as OperationService shows it."""
+    initial_input_id: _builtins.str
+    """The server's name of the input that it was spawned with."""
+    kickoff_complete: _builtins.bool
+    """Whether the input that it was spawned with has ended, or there was none."""
+    is_final: _builtins.bool
+    """Nothing more will come of it: it is destroyed, or retired with nothing left to do."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Its labels."""
@@ -223,6 +282,10 @@ class Member(_message.Message):
     @_builtins.property
     def retry_time(self) -> _timestamp_pb2.Timestamp:
         """When a failed input is tried again."""
+
+    @_builtins.property
+    def drain_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it may drain without an agent; what it still has then is abandoned."""
 
     def __init__(
         self,
@@ -246,10 +309,17 @@ class Member(_message.Message):
         last_error: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         retry_time: _timestamp_pb2.Timestamp | None = ...,
+        inputs_steering: _builtins.int = ...,
+        inputs_running: _builtins.int = ...,
+        operation_id: _builtins.str = ...,
+        initial_input_id: _builtins.str = ...,
+        kickoff_complete: _builtins.bool = ...,
+        drain_time: _timestamp_pb2.Timestamp | None = ...,
+        is_final: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "oldest_waiting_time", b"oldest_waiting_time", "retry_time", b"retry_time", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "drain_time", b"drain_time", "oldest_waiting_time", b"oldest_waiting_time", "retry_time", b"retry_time", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_json", b"context_json", "create_time", b"create_time", "current_run_id", b"current_run_id", "executor", b"executor", "fence_token", b"fence_token", "generation", b"generation", "host_id", b"host_id", "inputs_waiting", b"inputs_waiting", "labels", b"labels", "last_error", b"last_error", "last_output_preview", b"last_output_preview", "lifecycle", b"lifecycle", "member_id", b"member_id", "mob_id", b"mob_id", "oldest_waiting_time", b"oldest_waiting_time", "retry_time", b"retry_time", "role", b"role", "session", b"session", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_json", b"context_json", "create_time", b"create_time", "current_run_id", b"current_run_id", "drain_time", b"drain_time", "executor", b"executor", "fence_token", b"fence_token", "generation", b"generation", "host_id", b"host_id", "initial_input_id", b"initial_input_id", "inputs_running", b"inputs_running", "inputs_steering", b"inputs_steering", "inputs_waiting", b"inputs_waiting", "is_final", b"is_final", "kickoff_complete", b"kickoff_complete", "labels", b"labels", "last_error", b"last_error", "last_output_preview", b"last_output_preview", "lifecycle", b"lifecycle", "member_id", b"member_id", "mob_id", b"mob_id", "oldest_waiting_time", b"oldest_waiting_time", "operation_id", b"operation_id", "retry_time", b"retry_time", "role", b"role", "session", b"session", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -264,13 +334,21 @@ class SpawnMemberRequest(_message.Message):
     MOB_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     request_id: _builtins.str
     """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
     @_builtins.property
     def spec(self) -> Global___MemberSpec:
         """The member."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
 
     def __init__(
         self,
@@ -278,10 +356,12 @@ class SpawnMemberRequest(_message.Message):
         mob_id: _builtins.str = ...,
         spec: Global___MemberSpec | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,6 +376,7 @@ class SpawnMemberResponse(_message.Message):
     MEMBER_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """The cursor of the event that this answer stands on."""
     replayed: _builtins.bool
@@ -304,16 +385,21 @@ class SpawnMemberResponse(_message.Message):
     def member(self) -> Global___Member:
         """The member."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
         member: Global___Member | None = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "member", b"member", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "member", b"member", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,13 +414,21 @@ class SpawnMembersRequest(_message.Message):
     MOB_ID_FIELD_NUMBER: _builtins.int
     SPECS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     request_id: _builtins.str
     """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
     @_builtins.property
     def specs(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberSpec]:
         """The members."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
 
     def __init__(
         self,
@@ -342,10 +436,12 @@ class SpawnMembersRequest(_message.Message):
         mob_id: _builtins.str = ...,
         specs: _abc.Iterable[Global___MemberSpec] | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "request_id", b"request_id", "specs", b"specs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "specs", b"specs", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,6 +514,7 @@ class SpawnMembersResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """The cursor of the event that this answer stands on."""
     replayed: _builtins.bool
@@ -426,16 +523,21 @@ class SpawnMembersResponse(_message.Message):
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpawnResult]:
         """One result for each spec, in their order."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
         results: _abc.Iterable[Global___SpawnResult] | None = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "replayed", b"replayed", "results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "replayed", b"replayed", "results", b"results", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -450,13 +552,21 @@ class EnsureMemberRequest(_message.Message):
     MOB_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     request_id: _builtins.str
     """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
     @_builtins.property
     def spec(self) -> Global___MemberSpec:
         """The member."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
 
     def __init__(
         self,
@@ -464,10 +574,12 @@ class EnsureMemberRequest(_message.Message):
         mob_id: _builtins.str = ...,
         spec: Global___MemberSpec | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -483,6 +595,7 @@ class EnsureMemberResponse(_message.Message):
     SPAWNED_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     spawned: _builtins.bool
     """It was spawned by this request."""
     cursor: _builtins.int
@@ -493,6 +606,10 @@ class EnsureMemberResponse(_message.Message):
     def member(self) -> Global___Member:
         """The member."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
@@ -500,10 +617,11 @@ class EnsureMemberResponse(_message.Message):
         spawned: _builtins.bool = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "member", b"member", "replayed", b"replayed", "spawned", b"spawned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "member", b"member", "replayed", b"replayed", "spawned", b"spawned", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -591,6 +709,7 @@ class ListMembersRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_RETIRING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     role: _builtins.str
@@ -601,6 +720,8 @@ class ListMembersRequest(_message.Message):
     """The greatest number of members to answer; 0 means 100."""
     page_token: _builtins.str
     """Where to go on: the next_page_token of the page before."""
+    include_retiring: _builtins.bool
+    """Also members that are about to leave the roster."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only members that carry all of these labels."""
@@ -614,10 +735,11 @@ class ListMembersRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        include_retiring: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "mob_id", b"mob_id", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_retiring", b"include_retiring", "labels", b"labels", "mob_id", b"mob_id", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -650,3 +772,343 @@ class ListMembersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListMembersResponse: _TypeAlias = ListMembersResponse  # noqa: Y015
+
+@_typing.final
+class RetireMemberRequest(_message.Message):
+    """Retires one member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    INTERRUPT_FIRST_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    interrupt_first: _builtins.bool
+    """Ask the run in flight to end at its next boundary."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """Which incarnation is meant, if that matters."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
+        interrupt_first: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence", "interrupt_first", b"interrupt_first", "member_id", b"member_id", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireMemberRequest: _TypeAlias = RetireMemberRequest  # noqa: Y015
+
+@_typing.final
+class RetireMemberResponse(_message.Message):
+    """What the retirement did. Never are both counts above zero."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    INPUTS_PENDING_DRAIN_FIELD_NUMBER: _builtins.int
+    ALREADY_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    inputs_abandoned: _builtins.int
+    """How many inputs were abandoned."""
+    inputs_pending_drain: _builtins.int
+    """How many inputs are still run before the member leaves the roster."""
+    already: _builtins.bool
+    """It was retired already, or was not there."""
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        inputs_abandoned: _builtins.int = ...,
+        inputs_pending_drain: _builtins.int = ...,
+        already: _builtins.bool = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "cursor", b"cursor", "inputs_abandoned", b"inputs_abandoned", "inputs_pending_drain", b"inputs_pending_drain", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireMemberResponse: _TypeAlias = RetireMemberResponse  # noqa: Y015
+
+@_typing.final
+class RespawnMemberRequest(_message.Message):
+    """Replaces one member's incarnation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    INITIAL_MESSAGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """The member."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def fence(self) -> _common_pb2.Fence:
+        """Which incarnation is meant, if that matters."""
+
+    @_builtins.property
+    def initial_message(self) -> _common_pb2.Content:
+        """What the new incarnation begins with: its first input, a prompt."""
+
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+        fence: _common_pb2.Fence | None = ...,
+        initial_message: _common_pb2.Content | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence", "initial_message", b"initial_message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "fence", b"fence", "initial_message", b"initial_message", "member_id", b"member_id", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RespawnMemberRequest: _TypeAlias = RespawnMemberRequest  # noqa: Y015
+
+@_typing.final
+class RespawnMemberResponse(_message.Message):
+    """The member's new incarnation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    MEMBER_FIELD_NUMBER: _builtins.int
+    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    inputs_abandoned: _builtins.int
+    """How many inputs of the incarnation that ended were abandoned."""
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def previous(self) -> _common_pb2.Fence:
+        """The numbers of the incarnation that ended."""
+
+    @_builtins.property
+    def member(self) -> Global___Member:
+        """The member as it is now."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        previous: _common_pb2.Fence | None = ...,
+        member: Global___Member | None = ...,
+        inputs_abandoned: _builtins.int = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "previous", b"previous"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "inputs_abandoned", b"inputs_abandoned", "member", b"member", "previous", b"previous", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RespawnMemberResponse: _TypeAlias = RespawnMemberResponse  # noqa: Y015
+
+@_typing.final
+class RetireAllMembersRequest(_message.Message):
+    """Retires every member."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireAllMembersRequest: _TypeAlias = RetireAllMembersRequest  # noqa: Y015
+
+@_typing.final
+class RetireAllMembersResponse(_message.Message):
+    """What the retirement has done so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    pending: _builtins.bool
+    """More members are to be asked; this goes on by itself, and GetMob tells of it."""
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def report(self) -> _common_pb2.MobReport:
+        """What was done to each member."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        report: _common_pb2.MobReport | None = ...,
+        pending: _builtins.bool = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "pending", b"pending", "replayed", b"replayed", "report", b"report", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireAllMembersResponse: _TypeAlias = RetireAllMembersResponse  # noqa: Y015
+
+@_typing.final
+class WaitMembersRequest(_message.Message):
+    """Waits for members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    until: Global___WaitUntil.ValueType
+    """What to wait for."""
+    @_builtins.property
+    def member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The members; if none is given, all that are on the roster when the wait begins."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """For how long at most, up to 60 seconds; not given or 0: look once."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_ids: _abc.Iterable[_builtins.str] | None = ...,
+        until: Global___WaitUntil.ValueType = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_ids", b"member_ids", "mob_id", b"mob_id", "timeout", b"timeout", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitMembersRequest: _TypeAlias = WaitMembersRequest  # noqa: Y015
+
+@_typing.final
+class WaitMembersResponse(_message.Message):
+    """Of whom it is true. Each list is in the order of the request, or of the ids if the request named nobody."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SATISFIED_MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    PENDING_MEMBER_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def satisfied_member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Members of whom it is true."""
+
+    @_builtins.property
+    def pending_member_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Members of whom it is not true yet."""
+
+    def __init__(
+        self,
+        *,
+        satisfied_member_ids: _abc.Iterable[_builtins.str] | None = ...,
+        pending_member_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pending_member_ids", b"pending_member_ids", "satisfied_member_ids", b"satisfied_member_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitMembersResponse: _TypeAlias = WaitMembersResponse  # noqa: Y015

@@ -50,6 +50,21 @@ class MemberServiceStub(object):
                 request_serializer=mobd_dot_v1_dot_members__pb2.EnsureMemberRequest.SerializeToString,
                 response_deserializer=mobd_dot_v1_dot_members__pb2.EnsureMemberResponse.FromString,
                 _registered_method=True)
+        self.RetireMember = channel.unary_unary(
+                '/mobd.v1.MemberService/RetireMember',
+                request_serializer=mobd_dot_v1_dot_members__pb2.RetireMemberRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_members__pb2.RetireMemberResponse.FromString,
+                _registered_method=True)
+        self.RespawnMember = channel.unary_unary(
+                '/mobd.v1.MemberService/RespawnMember',
+                request_serializer=mobd_dot_v1_dot_members__pb2.RespawnMemberRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_members__pb2.RespawnMemberResponse.FromString,
+                _registered_method=True)
+        self.RetireAllMembers = channel.unary_unary(
+                '/mobd.v1.MemberService/RetireAllMembers',
+                request_serializer=mobd_dot_v1_dot_members__pb2.RetireAllMembersRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_members__pb2.RetireAllMembersResponse.FromString,
+                _registered_method=True)
         self.GetMember = channel.unary_unary(
                 '/mobd.v1.MemberService/GetMember',
                 request_serializer=mobd_dot_v1_dot_members__pb2.GetMemberRequest.SerializeToString,
@@ -59,6 +74,11 @@ class MemberServiceStub(object):
                 '/mobd.v1.MemberService/ListMembers',
                 request_serializer=mobd_dot_v1_dot_members__pb2.ListMembersRequest.SerializeToString,
                 response_deserializer=mobd_dot_v1_dot_members__pb2.ListMembersResponse.FromString,
+                _registered_method=True)
+        self.WaitMembers = channel.unary_unary(
+                '/mobd.v1.MemberService/WaitMembers',
+                request_serializer=mobd_dot_v1_dot_members__pb2.WaitMembersRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_members__pb2.WaitMembersResponse.FromString,
                 _registered_method=True)
 
 
@@ -87,6 +107,29 @@ class MemberServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetireMember(self, request, context):
+        """Retires a member and takes it off the roster once it has drained. With an agent there, what waits is still run;
+        without one it is abandoned. A member that is not there is OK with `already`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RespawnMember(self, request, context):
+        """Replaces a member's incarnation: what the old one had is abandoned, its agent is fenced off, and a new generation
+        begins with a transcript of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireAllMembers(self, request, context):
+        """Retires every member. Answers when the retirement was decided; Mob.pending tells whether it goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetMember(self, request, context):
         """Returns one member.
         """
@@ -96,6 +139,14 @@ class MemberServiceServicer(object):
 
     def ListMembers(self, request, context):
         """Lists members in the order of their ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitMembers(self, request, context):
+        """Waits until something is true of members, or the time is over: either is OK, and the answer tells of whom it is
+        true. A member that is not on the roster counts as satisfied, because nothing more will come of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +170,21 @@ def add_MemberServiceServicer_to_server(servicer, server):
                     request_deserializer=mobd_dot_v1_dot_members__pb2.EnsureMemberRequest.FromString,
                     response_serializer=mobd_dot_v1_dot_members__pb2.EnsureMemberResponse.SerializeToString,
             ),
+            'RetireMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireMember,
+                    request_deserializer=mobd_dot_v1_dot_members__pb2.RetireMemberRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_members__pb2.RetireMemberResponse.SerializeToString,
+            ),
+            'RespawnMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.RespawnMember,
+                    request_deserializer=mobd_dot_v1_dot_members__pb2.RespawnMemberRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_members__pb2.RespawnMemberResponse.SerializeToString,
+            ),
+            'RetireAllMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireAllMembers,
+                    request_deserializer=mobd_dot_v1_dot_members__pb2.RetireAllMembersRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_members__pb2.RetireAllMembersResponse.SerializeToString,
+            ),
             'GetMember': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMember,
                     request_deserializer=mobd_dot_v1_dot_members__pb2.GetMemberRequest.FromString,
@@ -128,6 +194,11 @@ def add_MemberServiceServicer_to_server(servicer, server):
                     servicer.ListMembers,
                     request_deserializer=mobd_dot_v1_dot_members__pb2.ListMembersRequest.FromString,
                     response_serializer=mobd_dot_v1_dot_members__pb2.ListMembersResponse.SerializeToString,
+            ),
+            'WaitMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitMembers,
+                    request_deserializer=mobd_dot_v1_dot_members__pb2.WaitMembersRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_members__pb2.WaitMembersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +294,87 @@ class MemberService(object):
             _registered_method=True)
 
     @staticmethod
+    def RetireMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.MemberService/RetireMember',
+            mobd_dot_v1_dot_members__pb2.RetireMemberRequest.SerializeToString,
+            mobd_dot_v1_dot_members__pb2.RetireMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RespawnMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.MemberService/RespawnMember',
+            mobd_dot_v1_dot_members__pb2.RespawnMemberRequest.SerializeToString,
+            mobd_dot_v1_dot_members__pb2.RespawnMemberResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireAllMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.MemberService/RetireAllMembers',
+            mobd_dot_v1_dot_members__pb2.RetireAllMembersRequest.SerializeToString,
+            mobd_dot_v1_dot_members__pb2.RetireAllMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetMember(request,
             target,
             options=(),
@@ -266,6 +418,33 @@ class MemberService(object):
             '/mobd.v1.MemberService/ListMembers',
             mobd_dot_v1_dot_members__pb2.ListMembersRequest.SerializeToString,
             mobd_dot_v1_dot_members__pb2.ListMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.MemberService/WaitMembers',
+            mobd_dot_v1_dot_members__pb2.WaitMembersRequest.SerializeToString,
+            mobd_dot_v1_dot_members__pb2.WaitMembersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,10 +39,24 @@ class MemberServiceStub:
     """Spawns several members in one decision: each succeeds or fails for itself, results are in the order of the specs."""
     EnsureMember: _grpc.UnaryUnaryMultiCallable[_members_pb2.EnsureMemberRequest, _members_pb2.EnsureMemberResponse]
     """Spawns a member unless a member of that name and role is there already."""
+    RetireMember: _grpc.UnaryUnaryMultiCallable[_members_pb2.RetireMemberRequest, _members_pb2.RetireMemberResponse]
+    """Retires a member and takes it off the roster once it has drained. With an agent there, what waits is still run;
+    without one it is abandoned. A member that is not there is OK with `already`.
+    """
+    RespawnMember: _grpc.UnaryUnaryMultiCallable[_members_pb2.RespawnMemberRequest, _members_pb2.RespawnMemberResponse]
+    """Replaces a member's incarnation: what the old one had is abandoned, its agent is fenced off, and a new generation
+    begins with a transcript of its own.
+    """
+    RetireAllMembers: _grpc.UnaryUnaryMultiCallable[_members_pb2.RetireAllMembersRequest, _members_pb2.RetireAllMembersResponse]
+    """Retires every member. Answers when the retirement was decided; Mob.pending tells whether it goes on."""
     GetMember: _grpc.UnaryUnaryMultiCallable[_members_pb2.GetMemberRequest, _members_pb2.GetMemberResponse]
     """Returns one member."""
     ListMembers: _grpc.UnaryUnaryMultiCallable[_members_pb2.ListMembersRequest, _members_pb2.ListMembersResponse]
     """Lists members in the order of their ids."""
+    WaitMembers: _grpc.UnaryUnaryMultiCallable[_members_pb2.WaitMembersRequest, _members_pb2.WaitMembersResponse]
+    """Waits until something is true of members, or the time is over: either is OK, and the answer tells of whom it is
+    true. A member that is not on the roster counts as satisfied, because nothing more will come of it.
+    """
 
 @_typing.type_check_only
 class MemberServiceAsyncStub(MemberServiceStub):
@@ -55,10 +69,24 @@ class MemberServiceAsyncStub(MemberServiceStub):
     """Spawns several members in one decision: each succeeds or fails for itself, results are in the order of the specs."""
     EnsureMember: _aio.UnaryUnaryMultiCallable[_members_pb2.EnsureMemberRequest, _members_pb2.EnsureMemberResponse]  # type: ignore[assignment]
     """Spawns a member unless a member of that name and role is there already."""
+    RetireMember: _aio.UnaryUnaryMultiCallable[_members_pb2.RetireMemberRequest, _members_pb2.RetireMemberResponse]  # type: ignore[assignment]
+    """Retires a member and takes it off the roster once it has drained. With an agent there, what waits is still run;
+    without one it is abandoned. A member that is not there is OK with `already`.
+    """
+    RespawnMember: _aio.UnaryUnaryMultiCallable[_members_pb2.RespawnMemberRequest, _members_pb2.RespawnMemberResponse]  # type: ignore[assignment]
+    """Replaces a member's incarnation: what the old one had is abandoned, its agent is fenced off, and a new generation
+    begins with a transcript of its own.
+    """
+    RetireAllMembers: _aio.UnaryUnaryMultiCallable[_members_pb2.RetireAllMembersRequest, _members_pb2.RetireAllMembersResponse]  # type: ignore[assignment]
+    """Retires every member. Answers when the retirement was decided; Mob.pending tells whether it goes on."""
     GetMember: _aio.UnaryUnaryMultiCallable[_members_pb2.GetMemberRequest, _members_pb2.GetMemberResponse]  # type: ignore[assignment]
     """Returns one member."""
     ListMembers: _aio.UnaryUnaryMultiCallable[_members_pb2.ListMembersRequest, _members_pb2.ListMembersResponse]  # type: ignore[assignment]
     """Lists members in the order of their ids."""
+    WaitMembers: _aio.UnaryUnaryMultiCallable[_members_pb2.WaitMembersRequest, _members_pb2.WaitMembersResponse]  # type: ignore[assignment]
+    """Waits until something is true of members, or the time is over: either is OK, and the answer tells of whom it is
+    true. A member that is not on the roster counts as satisfied, because nothing more will come of it.
+    """
 
 class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
     """Spawns members and shows the roster."""
@@ -88,6 +116,34 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
         """Spawns a member unless a member of that name and role is there already."""
 
     @_abc_1.abstractmethod
+    def RetireMember(
+        self,
+        request: _members_pb2.RetireMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_members_pb2.RetireMemberResponse, _abc.Awaitable[_members_pb2.RetireMemberResponse]]:
+        """Retires a member and takes it off the roster once it has drained. With an agent there, what waits is still run;
+        without one it is abandoned. A member that is not there is OK with `already`.
+        """
+
+    @_abc_1.abstractmethod
+    def RespawnMember(
+        self,
+        request: _members_pb2.RespawnMemberRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_members_pb2.RespawnMemberResponse, _abc.Awaitable[_members_pb2.RespawnMemberResponse]]:
+        """Replaces a member's incarnation: what the old one had is abandoned, its agent is fenced off, and a new generation
+        begins with a transcript of its own.
+        """
+
+    @_abc_1.abstractmethod
+    def RetireAllMembers(
+        self,
+        request: _members_pb2.RetireAllMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_members_pb2.RetireAllMembersResponse, _abc.Awaitable[_members_pb2.RetireAllMembersResponse]]:
+        """Retires every member. Answers when the retirement was decided; Mob.pending tells whether it goes on."""
+
+    @_abc_1.abstractmethod
     def GetMember(
         self,
         request: _members_pb2.GetMemberRequest,
@@ -102,5 +158,15 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_members_pb2.ListMembersResponse, _abc.Awaitable[_members_pb2.ListMembersResponse]]:
         """Lists members in the order of their ids."""
+
+    @_abc_1.abstractmethod
+    def WaitMembers(
+        self,
+        request: _members_pb2.WaitMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_members_pb2.WaitMembersResponse, _abc.Awaitable[_members_pb2.WaitMembersResponse]]:
+        """Waits until something is true of members, or the time is over: either is OK, and the answer tells of whom it is
+        true. A member that is not on the roster counts as satisfied, because nothing more will come of it.
+        """
 
 def add_MemberServiceServicer_to_server(servicer: MemberServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,8 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from mobd.v1 import common_pb2 as _common_pb2
+from mobd.v1 import events_pb2 as _events_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -66,6 +68,12 @@ class _MobPendingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MobPending
     """None."""
     MOB_PENDING_DESTROY: _MobPending.ValueType  # 1
     """The mob is being destroyed."""
+    MOB_PENDING_COMPLETE: _MobPending.ValueType  # 2
+    """Its members drain; then it is completed."""
+    MOB_PENDING_RESET: _MobPending.ValueType  # 3
+    """It is being emptied; then it is started anew."""
+    MOB_PENDING_RETIRE_ALL: _MobPending.ValueType  # 4
+    """Its members are being retired."""
 
 class MobPending(_MobPending, metaclass=_MobPendingEnumTypeWrapper):
     """A command that works in slices and has not ended yet."""
@@ -74,6 +82,12 @@ MOB_PENDING_UNSPECIFIED: MobPending.ValueType  # 0
 """None."""
 MOB_PENDING_DESTROY: MobPending.ValueType  # 1
 """The mob is being destroyed."""
+MOB_PENDING_COMPLETE: MobPending.ValueType  # 2
+"""Its members drain; then it is completed."""
+MOB_PENDING_RESET: MobPending.ValueType  # 3
+"""It is being emptied; then it is started anew."""
+MOB_PENDING_RETIRE_ALL: MobPending.ValueType  # 4
+"""Its members are being retired."""
 Global___MobPending: _TypeAlias = MobPending  # noqa: Y015
 
 class _Severity:
@@ -177,6 +191,7 @@ class MemberCounts(_message.Message):
     ATTACHED_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     DESTROYED_FIELD_NUMBER: _builtins.int
+    RETIRED_FIELD_NUMBER: _builtins.int
     total: _builtins.int
     """All members."""
     idle: _builtins.int
@@ -187,6 +202,8 @@ class MemberCounts(_message.Message):
     """Members with a run in flight."""
     destroyed: _builtins.int
     """Members that are gone."""
+    retired: _builtins.int
+    """Members that refuse new inputs and drain those that they have."""
     def __init__(
         self,
         *,
@@ -195,10 +212,11 @@ class MemberCounts(_message.Message):
         attached: _builtins.int = ...,
         running: _builtins.int = ...,
         destroyed: _builtins.int = ...,
+        retired: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "destroyed", b"destroyed", "idle", b"idle", "running", b"running", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "destroyed", b"destroyed", "idle", b"idle", "retired", b"retired", "running", b"running", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +259,7 @@ class Mob(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     AGENTS_FIELD_NUMBER: _builtins.int
     INPUTS_WAITING_FIELD_NUMBER: _builtins.int
+    CLEANUP_PENDING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """Its name."""
     phase: Global___MobPhase.ValueType
@@ -257,6 +276,8 @@ class Mob(_message.Message):
     """Agents that are attached, connected or suspended."""
     inputs_waiting: _builtins.int
     """Inputs that wait, over all members."""
+    cleanup_pending: _builtins.bool
+    """A reset took everything off the mob and has not ended yet."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Its labels."""
@@ -283,10 +304,11 @@ class Mob(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         agents: _builtins.int = ...,
         inputs_waiting: _builtins.int = ...,
+        cleanup_pending: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "members", b"members"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "create_time", b"create_time", "definition_json", b"definition_json", "head", b"head", "inputs_waiting", b"inputs_waiting", "labels", b"labels", "log_id", b"log_id", "members", b"members", "mob_id", b"mob_id", "pending", b"pending", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "cleanup_pending", b"cleanup_pending", "create_time", b"create_time", "definition_json", b"definition_json", "head", b"head", "inputs_waiting", b"inputs_waiting", "labels", b"labels", "log_id", b"log_id", "members", b"members", "mob_id", b"mob_id", "pending", b"pending", "phase", b"phase"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,12 +345,15 @@ class CreateMobRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """Its name."""
     start: _builtins.bool
     """Whether to start it at once: yes unless said otherwise."""
     request_id: _builtins.str
     """The caller's key for this request: the same key with the same content gets the stored answer."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
     @_builtins.property
     def definition(self) -> Global___DefinitionDocument:
         """Its definition."""
@@ -345,10 +370,11 @@ class CreateMobRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         start: _builtins.bool | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_start", b"_start", "definition", b"definition", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start", b"_start", "definition", b"definition", "labels", b"labels", "mob_id", b"mob_id", "request_id", b"request_id", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start", b"_start", "definition", b"definition", "labels", b"labels", "mob_id", b"mob_id", "request_id", b"request_id", "start", b"start", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__start: _TypeAlias = _typing.Literal["start"]  # noqa: Y015
     _WhichOneofArgType__start: _TypeAlias = _typing.Literal["_start", b"_start"]  # noqa: Y015
@@ -366,6 +392,7 @@ class CreateMobResponse(_message.Message):
     DIAGNOSTICS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """The cursor of the event that this answer stands on."""
     replayed: _builtins.bool
@@ -378,6 +405,10 @@ class CreateMobResponse(_message.Message):
     def diagnostics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Diagnostic]:
         """Warnings about the definition."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
@@ -385,10 +416,11 @@ class CreateMobResponse(_message.Message):
         diagnostics: _abc.Iterable[Global___Diagnostic] | None = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "diagnostics", b"diagnostics", "mob", b"mob", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "diagnostics", b"diagnostics", "mob", b"mob", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,19 +434,29 @@ class StartMobRequest(_message.Message):
 
     MOB_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     request_id: _builtins.str
     """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
     def __init__(
         self,
         *,
         mob_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,6 +471,7 @@ class StartMobResponse(_message.Message):
     MOB_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """The cursor of the event that this answer stands on."""
     replayed: _builtins.bool
@@ -437,16 +480,21 @@ class StartMobResponse(_message.Message):
     def mob(self) -> Global___Mob:
         """The mob."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
         mob: Global___Mob | None = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -460,19 +508,29 @@ class StopMobRequest(_message.Message):
 
     MOB_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     request_id: _builtins.str
     """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
     def __init__(
         self,
         *,
         mob_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,6 +545,7 @@ class StopMobResponse(_message.Message):
     MOB_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """The cursor of the event that this answer stands on."""
     replayed: _builtins.bool
@@ -495,16 +554,21 @@ class StopMobResponse(_message.Message):
     def mob(self) -> Global___Mob:
         """The mob."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
         mob: Global___Mob | None = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -518,19 +582,29 @@ class ResumeMobRequest(_message.Message):
 
     MOB_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     request_id: _builtins.str
     """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
     def __init__(
         self,
         *,
         mob_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -545,6 +619,7 @@ class ResumeMobResponse(_message.Message):
     MOB_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """The cursor of the event that this answer stands on."""
     replayed: _builtins.bool
@@ -553,16 +628,21 @@ class ResumeMobResponse(_message.Message):
     def mob(self) -> Global___Mob:
         """The mob."""
 
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
     def __init__(
         self,
         *,
         mob: Global___Mob | None = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,81 +656,37 @@ class DestroyMobRequest(_message.Message):
 
     MOB_ID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     request_id: _builtins.str
     """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    force: _builtins.bool
+    """Destroy even a mob whose log can't be read: then its members and inputs are not told of one by one."""
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
     def __init__(
         self,
         *,
         mob_id: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "force", b"force", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DestroyMobRequest: _TypeAlias = DestroyMobRequest  # noqa: Y015
-
-@_typing.final
-class MemberOutcome(_message.Message):
-    """What the destruction did to one member."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MEMBER_ID_FIELD_NUMBER: _builtins.int
-    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
-    member_id: _builtins.str
-    """The member."""
-    inputs_abandoned: _builtins.int
-    """How many of its inputs were abandoned."""
-    def __init__(
-        self,
-        *,
-        member_id: _builtins.str = ...,
-        inputs_abandoned: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs_abandoned", b"inputs_abandoned", "member_id", b"member_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___MemberOutcome: _TypeAlias = MemberOutcome  # noqa: Y015
-
-@_typing.final
-class DestroyReport(_message.Message):
-    """What a destruction did."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MEMBERS_FIELD_NUMBER: _builtins.int
-    INPUTS_ABANDONED_FIELD_NUMBER: _builtins.int
-    OUTCOMES_FIELD_NUMBER: _builtins.int
-    members: _builtins.int
-    """How many members it ended."""
-    inputs_abandoned: _builtins.int
-    """How many inputs it abandoned."""
-    @_builtins.property
-    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberOutcome]:
-        """Each member, in the order of their ids."""
-
-    def __init__(
-        self,
-        *,
-        members: _builtins.int = ...,
-        inputs_abandoned: _builtins.int = ...,
-        outcomes: _abc.Iterable[Global___MemberOutcome] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs_abandoned", b"inputs_abandoned", "members", b"members", "outcomes", b"outcomes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DestroyReport: _TypeAlias = DestroyReport  # noqa: Y015
 
 @_typing.final
 class DestroyMobResponse(_message.Message):
@@ -663,8 +699,170 @@ class DestroyMobResponse(_message.Message):
     ALREADY_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     already: _builtins.bool
     """It had been destroyed before."""
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def mob(self) -> Global___Mob:
+        """The mob; of one whose log can't be read, no more than its name and its phase."""
+
+    @_builtins.property
+    def report(self) -> _common_pb2.MobReport:
+        """What was done."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        mob: Global___Mob | None = ...,
+        report: _common_pb2.MobReport | None = ...,
+        already: _builtins.bool = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "cursor", b"cursor", "mob", b"mob", "replayed", b"replayed", "report", b"report", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DestroyMobResponse: _TypeAlias = DestroyMobResponse  # noqa: Y015
+
+@_typing.final
+class CompleteMobRequest(_message.Message):
+    """Completes a mob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteMobRequest: _TypeAlias = CompleteMobRequest  # noqa: Y015
+
+@_typing.final
+class CompleteMobResponse(_message.Message):
+    """The mob after its completion was admitted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """The cursor of the event that this answer stands on."""
+    replayed: _builtins.bool
+    """The answer is the stored one of an earlier request."""
+    @_builtins.property
+    def mob(self) -> Global___Mob:
+        """The mob; its `pending` tells whether members still drain."""
+
+    @_builtins.property
+    def report(self) -> _common_pb2.MobReport:
+        """What was done to its members so far."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
+
+    def __init__(
+        self,
+        *,
+        mob: Global___Mob | None = ...,
+        report: _common_pb2.MobReport | None = ...,
+        cursor: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed", "report", b"report", "would_append", b"would_append"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteMobResponse: _TypeAlias = CompleteMobResponse  # noqa: Y015
+
+@_typing.final
+class ResetMobRequest(_message.Message):
+    """Resets a mob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACTING_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    request_id: _builtins.str
+    """The caller's key for this request."""
+    validate_only: _builtins.bool
+    """Decide, answer with what would be appended, and store nothing."""
+    @_builtins.property
+    def acting(self) -> _common_pb2.Acting:
+        """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
+
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        acting: _common_pb2.Acting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "mob_id", b"mob_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetMobRequest: _TypeAlias = ResetMobRequest  # noqa: Y015
+
+@_typing.final
+class ResetMobResponse(_message.Message):
+    """The mob after its reset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WOULD_APPEND_FIELD_NUMBER: _builtins.int
     cursor: _builtins.int
     """The cursor of the event that this answer stands on."""
     replayed: _builtins.bool
@@ -674,25 +872,77 @@ class DestroyMobResponse(_message.Message):
         """The mob."""
 
     @_builtins.property
-    def report(self) -> Global___DestroyReport:
-        """What was done."""
+    def report(self) -> _common_pb2.MobReport:
+        """What was done to its members."""
+
+    @_builtins.property
+    def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
+        """With validate_only: what would be appended, in order."""
 
     def __init__(
         self,
         *,
         mob: Global___Mob | None = ...,
-        report: Global___DestroyReport | None = ...,
-        already: _builtins.bool = ...,
+        report: _common_pb2.MobReport | None = ...,
         cursor: _builtins.int = ...,
         replayed: _builtins.bool = ...,
+        would_append: _abc.Iterable[_events_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "cursor", b"cursor", "mob", b"mob", "replayed", b"replayed", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "mob", b"mob", "replayed", b"replayed", "report", b"report", "would_append", b"would_append"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DestroyMobResponse: _TypeAlias = DestroyMobResponse  # noqa: Y015
+Global___ResetMobResponse: _TypeAlias = ResetMobResponse  # noqa: Y015
+
+@_typing.final
+class DeleteMobRequest(_message.Message):
+    """Deletes a destroyed mob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    validate_only: _builtins.bool
+    """Answer whether the mob could be deleted, and delete nothing."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMobRequest: _TypeAlias = DeleteMobRequest  # noqa: Y015
+
+@_typing.final
+class DeleteMobResponse(_message.Message):
+    """The mob is deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """The cursor of the last event of the log that was deleted."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteMobResponse: _TypeAlias = DeleteMobResponse  # noqa: Y015
 
 @_typing.final
 class GetMobRequest(_message.Message):
@@ -723,18 +973,26 @@ class GetMobResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MOB_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def mob(self) -> Global___Mob:
         """The mob."""
+
+    @_builtins.property
+    def report(self) -> _common_pb2.MobReport:
+        """What the pending command, or the last one, did to its members: a completion, a reset, a retirement of all, a
+        destruction.
+        """
 
     def __init__(
         self,
         *,
         mob: Global___Mob | None = ...,
+        report: _common_pb2.MobReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob", b"mob", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

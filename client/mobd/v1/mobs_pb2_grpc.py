@@ -55,10 +55,25 @@ class MobServiceStub(object):
                 request_serializer=mobd_dot_v1_dot_mobs__pb2.ResumeMobRequest.SerializeToString,
                 response_deserializer=mobd_dot_v1_dot_mobs__pb2.ResumeMobResponse.FromString,
                 _registered_method=True)
+        self.CompleteMob = channel.unary_unary(
+                '/mobd.v1.MobService/CompleteMob',
+                request_serializer=mobd_dot_v1_dot_mobs__pb2.CompleteMobRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_mobs__pb2.CompleteMobResponse.FromString,
+                _registered_method=True)
+        self.ResetMob = channel.unary_unary(
+                '/mobd.v1.MobService/ResetMob',
+                request_serializer=mobd_dot_v1_dot_mobs__pb2.ResetMobRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_mobs__pb2.ResetMobResponse.FromString,
+                _registered_method=True)
         self.DestroyMob = channel.unary_unary(
                 '/mobd.v1.MobService/DestroyMob',
                 request_serializer=mobd_dot_v1_dot_mobs__pb2.DestroyMobRequest.SerializeToString,
                 response_deserializer=mobd_dot_v1_dot_mobs__pb2.DestroyMobResponse.FromString,
+                _registered_method=True)
+        self.DeleteMob = channel.unary_unary(
+                '/mobd.v1.MobService/DeleteMob',
+                request_serializer=mobd_dot_v1_dot_mobs__pb2.DeleteMobRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_mobs__pb2.DeleteMobResponse.FromString,
                 _registered_method=True)
         self.GetMob = channel.unary_unary(
                 '/mobd.v1.MobService/GetMob',
@@ -110,9 +125,33 @@ class MobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompleteMob(self, request, context):
+        """Completes a running mob: every member is retired and drains, and when the last one has left the roster the mob is
+        completed. Answers when the retirement was decided; Mob.pending tells whether it goes on. A repeat joins it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetMob(self, request, context):
+        """Empties a mob and starts it anew: every input is abandoned and every member leaves the roster. Cursors and fence
+        tokens go on. Answers when all of it is durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DestroyMob(self, request, context):
         """Destroys a mob: abandons its inputs, fences its executors, ends its members. Answers when all of it is durable; a
-        repeat answers OK with the stored report and `already`. A destroyed mob stays readable.
+        repeat answers OK with the stored report and `already`. A destroyed mob stays readable until it is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteMob(self, request, context):
+        """Removes what is stored of a destroyed mob, for good: its log, its transcripts, its name. A mob in another phase is
+        FAILED_PRECONDITION `INVALID_TRANSITION`. Its key is mob_id: a repeat is NOT_FOUND `MOB_NOT_FOUND`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -162,10 +201,25 @@ def add_MobServiceServicer_to_server(servicer, server):
                     request_deserializer=mobd_dot_v1_dot_mobs__pb2.ResumeMobRequest.FromString,
                     response_serializer=mobd_dot_v1_dot_mobs__pb2.ResumeMobResponse.SerializeToString,
             ),
+            'CompleteMob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteMob,
+                    request_deserializer=mobd_dot_v1_dot_mobs__pb2.CompleteMobRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_mobs__pb2.CompleteMobResponse.SerializeToString,
+            ),
+            'ResetMob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetMob,
+                    request_deserializer=mobd_dot_v1_dot_mobs__pb2.ResetMobRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_mobs__pb2.ResetMobResponse.SerializeToString,
+            ),
             'DestroyMob': grpc.unary_unary_rpc_method_handler(
                     servicer.DestroyMob,
                     request_deserializer=mobd_dot_v1_dot_mobs__pb2.DestroyMobRequest.FromString,
                     response_serializer=mobd_dot_v1_dot_mobs__pb2.DestroyMobResponse.SerializeToString,
+            ),
+            'DeleteMob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteMob,
+                    request_deserializer=mobd_dot_v1_dot_mobs__pb2.DeleteMobRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_mobs__pb2.DeleteMobResponse.SerializeToString,
             ),
             'GetMob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMob,
@@ -303,6 +357,60 @@ class MobService(object):
             _registered_method=True)
 
     @staticmethod
+    def CompleteMob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.MobService/CompleteMob',
+            mobd_dot_v1_dot_mobs__pb2.CompleteMobRequest.SerializeToString,
+            mobd_dot_v1_dot_mobs__pb2.CompleteMobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetMob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.MobService/ResetMob',
+            mobd_dot_v1_dot_mobs__pb2.ResetMobRequest.SerializeToString,
+            mobd_dot_v1_dot_mobs__pb2.ResetMobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DestroyMob(request,
             target,
             options=(),
@@ -319,6 +427,33 @@ class MobService(object):
             '/mobd.v1.MobService/DestroyMob',
             mobd_dot_v1_dot_mobs__pb2.DestroyMobRequest.SerializeToString,
             mobd_dot_v1_dot_mobs__pb2.DestroyMobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteMob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mobd.v1.MobService/DeleteMob',
+            mobd_dot_v1_dot_mobs__pb2.DeleteMobRequest.SerializeToString,
+            mobd_dot_v1_dot_mobs__pb2.DeleteMobResponse.FromString,
             options,
             channel_credentials,
             insecure,

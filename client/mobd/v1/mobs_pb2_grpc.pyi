@@ -43,9 +43,21 @@ class MobServiceStub:
     """Stops a mob: runs in flight settle, nothing new is dispatched, queues stay. It stays stopped over a restart."""
     ResumeMob: _grpc.UnaryUnaryMultiCallable[_mobs_pb2.ResumeMobRequest, _mobs_pb2.ResumeMobResponse]
     """Resumes a stopped mob and dispatches what waits."""
+    CompleteMob: _grpc.UnaryUnaryMultiCallable[_mobs_pb2.CompleteMobRequest, _mobs_pb2.CompleteMobResponse]
+    """Completes a running mob: every member is retired and drains, and when the last one has left the roster the mob is
+    completed. Answers when the retirement was decided; Mob.pending tells whether it goes on. A repeat joins it.
+    """
+    ResetMob: _grpc.UnaryUnaryMultiCallable[_mobs_pb2.ResetMobRequest, _mobs_pb2.ResetMobResponse]
+    """Empties a mob and starts it anew: every input is abandoned and every member leaves the roster. Cursors and fence
+    tokens go on. Answers when all of it is durable.
+    """
     DestroyMob: _grpc.UnaryUnaryMultiCallable[_mobs_pb2.DestroyMobRequest, _mobs_pb2.DestroyMobResponse]
     """Destroys a mob: abandons its inputs, fences its executors, ends its members. Answers when all of it is durable; a
-    repeat answers OK with the stored report and `already`. A destroyed mob stays readable.
+    repeat answers OK with the stored report and `already`. A destroyed mob stays readable until it is deleted.
+    """
+    DeleteMob: _grpc.UnaryUnaryMultiCallable[_mobs_pb2.DeleteMobRequest, _mobs_pb2.DeleteMobResponse]
+    """Removes what is stored of a destroyed mob, for good: its log, its transcripts, its name. A mob in another phase is
+    FAILED_PRECONDITION `INVALID_TRANSITION`. Its key is mob_id: a repeat is NOT_FOUND `MOB_NOT_FOUND`.
     """
     GetMob: _grpc.UnaryUnaryMultiCallable[_mobs_pb2.GetMobRequest, _mobs_pb2.GetMobResponse]
     """Returns one mob."""
@@ -69,9 +81,21 @@ class MobServiceAsyncStub(MobServiceStub):
     """Stops a mob: runs in flight settle, nothing new is dispatched, queues stay. It stays stopped over a restart."""
     ResumeMob: _aio.UnaryUnaryMultiCallable[_mobs_pb2.ResumeMobRequest, _mobs_pb2.ResumeMobResponse]  # type: ignore[assignment]
     """Resumes a stopped mob and dispatches what waits."""
+    CompleteMob: _aio.UnaryUnaryMultiCallable[_mobs_pb2.CompleteMobRequest, _mobs_pb2.CompleteMobResponse]  # type: ignore[assignment]
+    """Completes a running mob: every member is retired and drains, and when the last one has left the roster the mob is
+    completed. Answers when the retirement was decided; Mob.pending tells whether it goes on. A repeat joins it.
+    """
+    ResetMob: _aio.UnaryUnaryMultiCallable[_mobs_pb2.ResetMobRequest, _mobs_pb2.ResetMobResponse]  # type: ignore[assignment]
+    """Empties a mob and starts it anew: every input is abandoned and every member leaves the roster. Cursors and fence
+    tokens go on. Answers when all of it is durable.
+    """
     DestroyMob: _aio.UnaryUnaryMultiCallable[_mobs_pb2.DestroyMobRequest, _mobs_pb2.DestroyMobResponse]  # type: ignore[assignment]
     """Destroys a mob: abandons its inputs, fences its executors, ends its members. Answers when all of it is durable; a
-    repeat answers OK with the stored report and `already`. A destroyed mob stays readable.
+    repeat answers OK with the stored report and `already`. A destroyed mob stays readable until it is deleted.
+    """
+    DeleteMob: _aio.UnaryUnaryMultiCallable[_mobs_pb2.DeleteMobRequest, _mobs_pb2.DeleteMobResponse]  # type: ignore[assignment]
+    """Removes what is stored of a destroyed mob, for good: its log, its transcripts, its name. A mob in another phase is
+    FAILED_PRECONDITION `INVALID_TRANSITION`. Its key is mob_id: a repeat is NOT_FOUND `MOB_NOT_FOUND`.
     """
     GetMob: _aio.UnaryUnaryMultiCallable[_mobs_pb2.GetMobRequest, _mobs_pb2.GetMobResponse]  # type: ignore[assignment]
     """Returns one mob."""
@@ -118,13 +142,43 @@ class MobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Resumes a stopped mob and dispatches what waits."""
 
     @_abc_1.abstractmethod
+    def CompleteMob(
+        self,
+        request: _mobs_pb2.CompleteMobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mobs_pb2.CompleteMobResponse, _abc.Awaitable[_mobs_pb2.CompleteMobResponse]]:
+        """Completes a running mob: every member is retired and drains, and when the last one has left the roster the mob is
+        completed. Answers when the retirement was decided; Mob.pending tells whether it goes on. A repeat joins it.
+        """
+
+    @_abc_1.abstractmethod
+    def ResetMob(
+        self,
+        request: _mobs_pb2.ResetMobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mobs_pb2.ResetMobResponse, _abc.Awaitable[_mobs_pb2.ResetMobResponse]]:
+        """Empties a mob and starts it anew: every input is abandoned and every member leaves the roster. Cursors and fence
+        tokens go on. Answers when all of it is durable.
+        """
+
+    @_abc_1.abstractmethod
     def DestroyMob(
         self,
         request: _mobs_pb2.DestroyMobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_mobs_pb2.DestroyMobResponse, _abc.Awaitable[_mobs_pb2.DestroyMobResponse]]:
         """Destroys a mob: abandons its inputs, fences its executors, ends its members. Answers when all of it is durable; a
-        repeat answers OK with the stored report and `already`. A destroyed mob stays readable.
+        repeat answers OK with the stored report and `already`. A destroyed mob stays readable until it is deleted.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteMob(
+        self,
+        request: _mobs_pb2.DeleteMobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mobs_pb2.DeleteMobResponse, _abc.Awaitable[_mobs_pb2.DeleteMobResponse]]:
+        """Removes what is stored of a destroyed mob, for good: its log, its transcripts, its name. A mob in another phase is
+        FAILED_PRECONDITION `INVALID_TRANSITION`. Its key is mob_id: a repeat is NOT_FOUND `MOB_NOT_FOUND`.
         """
 
     @_abc_1.abstractmethod

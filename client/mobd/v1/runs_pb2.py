@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from mobd.v1 import validate_pb2 as mobd_dot_v1_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mobd/v1/runs.proto\x12\x07mobd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16mobd/v1/validate.proto\"e\n\x05Usage\x12\x1c\n\x0cinput_tokens\x18\x01 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01\x12\x1d\n\routput_tokens\x18\x02 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01\x12\x1f\n\x0b\x64\x65tail_json\x18\x03 \x01(\tB\n\xe2\xe5\x18\x06\x10\x80\x80\x01\x18\x02\"\x81\x01\n\x07Receipt\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08\x62oundary\x18\x02 \x01(\t\x12\x1e\n\x16\x63ontributing_input_ids\x18\x03 \x03(\t\x12\x15\n\rmessage_count\x18\x04 \x01(\x04\x12\x1b\n\x13\x63onversation_digest\x18\x05 \x01(\t\"\x86\x03\n\x03Run\x12\x0e\n\x06mob_id\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12 \n\x05state\x18\x04 \x01(\x0e\x32\x11.mobd.v1.RunState\x12\x1b\n\x13\x63\x61nonical_input_ids\x18\x05 \x03(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x03(\r\x12\x0f\n\x07host_id\x18\x07 \x01(\t\x12\x16\n\x0e\x65xecutor_fence\x18\x08 \x01(\x04\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0boutput_json\x18\x0b \x01(\t\x12\x1d\n\x05usage\x18\x0c \x01(\x0b\x32\x0e.mobd.v1.Usage\x12\r\n\x05\x65rror\x18\r \x01(\t\x12!\n\x07receipt\x18\x0e \x01(\x0b\x32\x10.mobd.v1.Receipt\x12\x0e\n\x06resent\x18\x0f \x01(\r\"C\n\rGetRunRequest\x12\x18\n\x06mob_id\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x01\x12\x18\n\x06run_id\x18\x02 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x03\"+\n\x0eGetRunResponse\x12\x19\n\x03run\x18\x01 \x01(\x0b\x32\x0c.mobd.v1.Run\"\xa9\x01\n\x0fListRunsRequest\x12\x18\n\x06mob_id\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x01\x12\x19\n\tmember_id\x18\x02 \x01(\tB\x06\xe2\xe5\x18\x02\x18\x01\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x11.mobd.v1.RunStateB\x06\xe2\xe5\x18\x02X\x01\x12\x1a\n\tpage_size\x18\x04 \x01(\rB\x07\xe2\xe5\x18\x03\x30\xe8\x07\x12\x1b\n\npage_token\x18\x05 \x01(\tB\x07\xe2\xe5\x18\x03\x10\x80\x04\"G\n\x10ListRunsResponse\x12\x1a\n\x04runs\x18\x01 \x03(\x0b\x32\x0c.mobd.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb0\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n\x13RUN_STATE_COMMITTED\x10\x02\x12\x14\n\x10RUN_STATE_FAILED\x10\x03\x12\x12\n\x0eRUN_STATE_LOST\x10\x04\x12\x16\n\x12RUN_STATE_RELEASED\x10\x05\x12\x17\n\x13RUN_STATE_ABANDONED\x10\x06\x32\x88\x01\n\nRunService\x12\x39\n\x06GetRun\x12\x16.mobd.v1.GetRunRequest\x1a\x17.mobd.v1.GetRunResponse\x12?\n\x08ListRuns\x12\x18.mobd.v1.ListRunsRequest\x1a\x19.mobd.v1.ListRunsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12mobd/v1/runs.proto\x12\x07mobd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16mobd/v1/validate.proto\"e\n\x05Usage\x12\x1c\n\x0cinput_tokens\x18\x01 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01\x12\x1d\n\routput_tokens\x18\x02 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01\x12\x1f\n\x0b\x64\x65tail_json\x18\x03 \x01(\tB\n\xe2\xe5\x18\x06\x10\x80\x80\x01\x18\x02\"\x81\x01\n\x07Receipt\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x10\n\x08\x62oundary\x18\x02 \x01(\t\x12\x1e\n\x16\x63ontributing_input_ids\x18\x03 \x03(\t\x12\x15\n\rmessage_count\x18\x04 \x01(\x04\x12\x1b\n\x13\x63onversation_digest\x18\x05 \x01(\t\"\xd0\x04\n\x03Run\x12\x0e\n\x06mob_id\x18\x01 \x01(\t\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12 \n\x05state\x18\x04 \x01(\x0e\x32\x11.mobd.v1.RunState\x12\x1b\n\x13\x63\x61nonical_input_ids\x18\x05 \x03(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x03(\r\x12\x0f\n\x07host_id\x18\x07 \x01(\t\x12\x16\n\x0e\x65xecutor_fence\x18\x08 \x01(\x04\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0boutput_json\x18\x0b \x01(\t\x12\x1d\n\x05usage\x18\x0c \x01(\x0b\x32\x0e.mobd.v1.Usage\x12\r\n\x05\x65rror\x18\r \x01(\t\x12!\n\x07receipt\x18\x0e \x01(\x0b\x32\x10.mobd.v1.Receipt\x12\x0e\n\x06resent\x18\x0f \x01(\r\x12\"\n\x06\x63\x61ncel\x18\x10 \x01(\x0e\x32\x12.mobd.v1.RunCancel\x12\x15\n\rcancel_reason\x18\x11 \x01(\t\x12\x19\n\x11steered_input_ids\x18\x12 \x03(\t\x12\x18\n\x10steered_attempts\x18\x13 \x03(\r\x12,\n\x08\x64\x65\x61\x64line\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x10steered_receipts\x18\x15 \x03(\x0b\x32\x10.mobd.v1.Receipt\"C\n\rGetRunRequest\x12\x18\n\x06mob_id\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x01\x12\x18\n\x06run_id\x18\x02 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x03\"+\n\x0eGetRunResponse\x12\x19\n\x03run\x18\x01 \x01(\x0b\x32\x0c.mobd.v1.Run\"\xa9\x01\n\x0fListRunsRequest\x12\x18\n\x06mob_id\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x01\x12\x19\n\tmember_id\x18\x02 \x01(\tB\x06\xe2\xe5\x18\x02\x18\x01\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x11.mobd.v1.RunStateB\x06\xe2\xe5\x18\x02X\x01\x12\x1a\n\tpage_size\x18\x04 \x01(\rB\x07\xe2\xe5\x18\x03\x30\xe8\x07\x12\x1b\n\npage_token\x18\x05 \x01(\tB\x07\xe2\xe5\x18\x03\x10\x80\x04\"G\n\x10ListRunsResponse\x12\x1a\n\x04runs\x18\x01 \x03(\x0b\x32\x0c.mobd.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xc9\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n\x13RUN_STATE_COMMITTED\x10\x02\x12\x14\n\x10RUN_STATE_FAILED\x10\x03\x12\x12\n\x0eRUN_STATE_LOST\x10\x04\x12\x16\n\x12RUN_STATE_RELEASED\x10\x05\x12\x17\n\x13RUN_STATE_ABANDONED\x10\x06\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x07*U\n\tRunCancel\x12\x1a\n\x16RUN_CANCEL_UNSPECIFIED\x10\x00\x12\x17\n\x13RUN_CANCEL_BOUNDARY\x10\x01\x12\x13\n\x0fRUN_CANCEL_HARD\x10\x02\x32\x88\x01\n\nRunService\x12\x39\n\x06GetRun\x12\x16.mobd.v1.GetRunRequest\x1a\x17.mobd.v1.GetRunResponse\x12?\n\x08ListRuns\x12\x18.mobd.v1.ListRunsRequest\x1a\x19.mobd.v1.ListRunsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,22 +53,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRUNSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342\345\030\0030\350\007'
   _globals['_LISTRUNSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTRUNSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342\345\030\003\020\200\004'
-  _globals['_RUNSTATE']._serialized_start=1076
-  _globals['_RUNSTATE']._serialized_end=1252
+  _globals['_RUNSTATE']._serialized_start=1278
+  _globals['_RUNSTATE']._serialized_end=1479
+  _globals['_RUNCANCEL']._serialized_start=1481
+  _globals['_RUNCANCEL']._serialized_end=1566
   _globals['_USAGE']._serialized_start=88
   _globals['_USAGE']._serialized_end=189
   _globals['_RECEIPT']._serialized_start=192
   _globals['_RECEIPT']._serialized_end=321
   _globals['_RUN']._serialized_start=324
-  _globals['_RUN']._serialized_end=714
-  _globals['_GETRUNREQUEST']._serialized_start=716
-  _globals['_GETRUNREQUEST']._serialized_end=783
-  _globals['_GETRUNRESPONSE']._serialized_start=785
-  _globals['_GETRUNRESPONSE']._serialized_end=828
-  _globals['_LISTRUNSREQUEST']._serialized_start=831
-  _globals['_LISTRUNSREQUEST']._serialized_end=1000
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1002
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1073
-  _globals['_RUNSERVICE']._serialized_start=1255
-  _globals['_RUNSERVICE']._serialized_end=1391
+  _globals['_RUN']._serialized_end=916
+  _globals['_GETRUNREQUEST']._serialized_start=918
+  _globals['_GETRUNREQUEST']._serialized_end=985
+  _globals['_GETRUNRESPONSE']._serialized_start=987
+  _globals['_GETRUNRESPONSE']._serialized_end=1030
+  _globals['_LISTRUNSREQUEST']._serialized_start=1033
+  _globals['_LISTRUNSREQUEST']._serialized_end=1202
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1204
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1275
+  _globals['_RUNSERVICE']._serialized_start=1569
+  _globals['_RUNSERVICE']._serialized_end=1705
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """Its agent gave it back unharmed; that is no attempt."""
     RUN_STATE_ABANDONED: _RunState.ValueType  # 6
     """Its member was destroyed."""
+    RUN_STATE_CANCELLED: _RunState.ValueType  # 7
+    """A caller cancelled it; its inputs are abandoned."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """Where a run stands."""
@@ -58,7 +60,33 @@ RUN_STATE_RELEASED: RunState.ValueType  # 5
 """Its agent gave it back unharmed; that is no attempt."""
 RUN_STATE_ABANDONED: RunState.ValueType  # 6
 """Its member was destroyed."""
+RUN_STATE_CANCELLED: RunState.ValueType  # 7
+"""A caller cancelled it; its inputs are abandoned."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
+
+class _RunCancel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunCancelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunCancel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_CANCEL_UNSPECIFIED: _RunCancel.ValueType  # 0
+    """Nobody did."""
+    RUN_CANCEL_BOUNDARY: _RunCancel.ValueType  # 1
+    """At its next boundary."""
+    RUN_CANCEL_HARD: _RunCancel.ValueType  # 2
+    """At once."""
+
+class RunCancel(_RunCancel, metaclass=_RunCancelEnumTypeWrapper):
+    """Whether somebody asked for the end of a run."""
+
+RUN_CANCEL_UNSPECIFIED: RunCancel.ValueType  # 0
+"""Nobody did."""
+RUN_CANCEL_BOUNDARY: RunCancel.ValueType  # 1
+"""At its next boundary."""
+RUN_CANCEL_HARD: RunCancel.ValueType  # 2
+"""At once."""
+Global___RunCancel: _TypeAlias = RunCancel  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
@@ -92,7 +120,7 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
-    """The proof that a run was applied."""
+    """The proof that inputs were applied."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -102,16 +130,16 @@ class Receipt(_message.Message):
     MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     CONVERSATION_DIGEST_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """0: a member's own runs have one receipt."""
+    """0 for the inputs that the run was started with; 1 and more for those that were steered into it."""
     boundary: _builtins.str
-    """Where the run was applied: run_start."""
+    """Where they were applied: run_start, run_checkpoint."""
     message_count: _builtins.int
-    """How many messages the transcript held afterwards."""
+    """With sequence 0: how many messages the transcript held afterwards."""
     conversation_digest: _builtins.str
-    """Lowercase hexadecimal SHA-256 of the canonical JSON of those messages."""
+    """With sequence 0: lowercase hexadecimal SHA-256 of the canonical JSON of those messages."""
     @_builtins.property
     def contributing_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The canonical ids of the inputs that the run held, in order."""
+        """The canonical ids of the inputs, in order."""
 
     def __init__(
         self,
@@ -151,6 +179,12 @@ class Run(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     RESENT_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    STEERED_INPUT_IDS_FIELD_NUMBER: _builtins.int
+    STEERED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    STEERED_RECEIPTS_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     member_id: _builtins.str
@@ -169,6 +203,10 @@ class Run(_message.Message):
     """Why it failed."""
     resent: _builtins.int
     """How often it was sent again to an agent that did not have it."""
+    cancel: Global___RunCancel.ValueType
+    """While it is in flight: whether somebody asked for its end."""
+    cancel_reason: _builtins.str
+    """Why they did."""
     @_builtins.property
     def canonical_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The canonical ids of its inputs, in order."""
@@ -193,6 +231,22 @@ class Run(_message.Message):
     def receipt(self) -> Global___Receipt:
         """With COMMITTED: the proof."""
 
+    @_builtins.property
+    def steered_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The canonical ids of the inputs that were steered into it, in order; canonical_input_ids are without them."""
+
+    @_builtins.property
+    def steered_attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The attempt of each of those."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """While it is in flight: when it must have ended, or the next step against it is due."""
+
+    @_builtins.property
+    def steered_receipts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Receipt]:
+        """With COMMITTED: the proof for each input that was steered into it and taken in, in order."""
+
     def __init__(
         self,
         *,
@@ -211,10 +265,16 @@ class Run(_message.Message):
         error: _builtins.str = ...,
         receipt: Global___Receipt | None = ...,
         resent: _builtins.int = ...,
+        cancel: Global___RunCancel.ValueType = ...,
+        cancel_reason: _builtins.str = ...,
+        steered_input_ids: _abc.Iterable[_builtins.str] | None = ...,
+        steered_attempts: _abc.Iterable[_builtins.int] | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        steered_receipts: _abc.Iterable[Global___Receipt] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "receipt", b"receipt", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "end_time", b"end_time", "receipt", b"receipt", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "canonical_input_ids", b"canonical_input_ids", "end_time", b"end_time", "error", b"error", "executor_fence", b"executor_fence", "host_id", b"host_id", "member_id", b"member_id", "mob_id", b"mob_id", "output_json", b"output_json", "receipt", b"receipt", "resent", b"resent", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cancel", b"cancel", "cancel_reason", b"cancel_reason", "canonical_input_ids", b"canonical_input_ids", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "executor_fence", b"executor_fence", "host_id", b"host_id", "member_id", b"member_id", "mob_id", b"mob_id", "output_json", b"output_json", "receipt", b"receipt", "resent", b"resent", "run_id", b"run_id", "start_time", b"start_time", "state", b"state", "steered_attempts", b"steered_attempts", "steered_input_ids", b"steered_input_ids", "steered_receipts", b"steered_receipts", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
