@@ -111,7 +111,7 @@ class Stamp(Struct, frozen=True, gc=False):
 CONTENT_TURN: Final = Stamp()
 
 
-class Input(Struct, gc=False):
+class Input(Struct, gc=False, omit_defaults=True):
     """An input that has not ended."""
 
     canonical_input_id: str
@@ -158,7 +158,7 @@ class Executor(Struct, gc=False):
     confirmed: bool = False
 
 
-class Member(Struct, gc=False):
+class Member(Struct, gc=False, omit_defaults=True):
     """One incarnation of a member."""
 
     member_id: str
@@ -169,7 +169,7 @@ class Member(Struct, gc=False):
     created_at: int
     state: MemberState = "initializing"
     labels: dict[str, str] | None = None
-    context: Raw | None = None
+    context: Raw = NOTHING
     executor: Executor | None = None
     run_id: str | None = None
     # Waiting inputs by lane; `queue_bytes` are those of both.
@@ -273,7 +273,7 @@ class Attachment(Struct, gc=False):
     steers: bool = False
 
 
-class Operation(Struct, gc=False):
+class Operation(Struct, gc=False, omit_defaults=True):
     """A long-lived operation: a member's life, or a tool that works in the background."""
 
     operation_id: str
@@ -348,6 +348,8 @@ class Mob(Struct, gc=False):
     # Retired members that still have something to do or an agent, and members that left the roster.
     draining: dict[str, None] = {}
     former: dict[str, Former] = {}
+    # Keys of `former`, in the order in which they left.
+    left: list[str] = []
     operations: dict[str, Operation] = {}
     # Operations that ended and are still in memory, in the order of their ends; how many ever ended.
     completed: list[str] = []
