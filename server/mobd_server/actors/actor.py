@@ -97,7 +97,7 @@ class MobActor:
     def owes(self) -> bool:
         """Whether the mob has something to do without being asked, in memory or by what is durable."""
         mob = self.mob
-        return bool(mob.attachments or mob.runs or mob.retries or mob.pending != "none" or self.wake_at is not None)
+        return bool(mob.attachments or mob.runs or mob.timers or mob.pending != "none" or self.wake_at is not None)
 
     def submit(self, command: Command, call: Call, reply: Receiver | None = None, kept: bool = False) -> None:
         """Decide `command` in this tick.
@@ -135,7 +135,7 @@ class MobActor:
         append = decided.append
         if append is not None:
             links.journal.submit(append, self)
-            if mob.retries or self._timer is not None:
+            if mob.timers or self._timer is not None:
                 self._arm()
         elif decided.replay_seq and reply is not None:
             reply = partial(self._replay, ANSWER_TYPES[type(command)], decided.replay_seq, reply)
@@ -267,9 +267,9 @@ class MobActor:
                 self._release(reply, Reply(error=error))
 
     def _arm(self) -> None:
-        """Plan the look at the clock for the first retry."""
-        retries = self.mob.retries
-        due = retries[0][0] if retries else 0
+        """Plan the next look at the clock."""
+        timers = self.mob.timers
+        due = timers[0][0] if timers else 0
         if due == self._armed_at or self.failed:
             return
         if self._timer is not None:

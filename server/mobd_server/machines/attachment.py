@@ -9,14 +9,16 @@ from typing import Final, Literal
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
-from mobd_server.machines.admission import ADMITTED
+from mobd_server.machines.admission import admits
 from mobd_server.machines.answers import Again, Attached, AttachRefused, Done, EndStream, SendUnassign, ServeOutcome
+from mobd_server.machines.cancel import cancel_again
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.placement import assign, dispatch, fill, free_members, pass_on, place
+from mobd_server.machines.placement import assign, dispatch, fill, free_members, place, reuse
 from mobd_server.machines.records import Record
 from mobd_server.machines.run import Cause, resend, settle
 from mobd_server.machines.sharing import arrive, borrow_all
-from mobd_server.machines.state import SUPERSEDED_KEPT, Attachment, Member, Mob, Serve
+from mobd_server.machines.state import SUPERSEDED_KEPT, Attachment, Member, Mob, Run, Serve
+from mobd_server.machines.steering import steer_again, steer_waiting
 from mobd_server.machines.undo import Undo
 
 AGENTS: Final = 1_000
@@ -57,6 +59,7 @@ def attach(d: Draft, command: c.Attach) -> Attached | AttachRefused:
             command.capacity,
             command.max_members,
             command.serves,
+            command.steers,
         )
     )
     d.attaching = attachment_id
@@ -70,7 +73,7 @@ def attach(d: Draft, command: c.Attach) -> Attached | AttachRefused:
 
 
 def _refusal(mob: Mob, command: c.Attach) -> AttachRefused | None:
-    if (c.Attach, mob.phase) not in ADMITTED or mob.pending != "none":
+    if not admits(mob, c.Attach):
         return AttachRefused("mob_destroyed", f"mob '{mob.mob_id}' is destroyed")
     roles = mob.definition.profiles
     unknown = sorted(one.role for one in command.serves if one.role is not None and one.role not in roles)
@@ -94,6 +97,7 @@ def _same(attachment: Attachment, command: c.Attach) -> bool:
         and attachment.serves == command.serves
         and attachment.capacity == command.capacity
         and attachment.max_members == command.max_members
+        and attachment.steers == command.steers
     )
 
 
@@ -105,12 +109,23 @@ def _resume(d: Draft, attachment: Attachment, command: c.Attach) -> Attached:
         d.react(assign(mob, mob.members[member_id], attachment.attachment_id))
     held = set(command.held)
     for run_id in list(attachment.runs):
+        run = mob.runs[run_id]
         if run_id not in held:
-            resend(d, mob.runs[run_id])
+            resend(d, run)
+        if run_id in mob.runs:
+            _remind(d, run)
     fill(d, attachment, free_members(mob))
     dispatch(d, attachment)
     borrow_all(d, attachment)
     return Attached(attachment.attachment_id, True, mob.log_id, _outcomes(mob, attachment))
+
+
+def _remind(d: Draft, run: Run) -> None:
+    """Tell an agent again what was asked of a run while it was away, and steer what has waited since."""
+    steer_again(d, run)
+    if run.cancel != "none":
+        d.react(cancel_again(run))
+    steer_waiting(d, run)
 
 
 def _outcomes(mob: Mob, attachment: Attachment) -> list[ServeOutcome]:
@@ -168,7 +183,7 @@ def decline(d: Draft, command: c.Decline) -> Done:
         member.member_id,
     )
     place(d, member, avoid=command.attachment_id)
-    pass_on(d, d.mob.attachments[command.attachment_id], member)
+    reuse(d, d.mob.attachments[command.attachment_id], avoid=member.member_id)
     return Done()
 
 
@@ -243,6 +258,7 @@ def opened(mob: Mob, undo: Undo, record: Record, event: e.AttachmentOpened) -> N
             members={},
             runs=[],
             ready=[],
+            steers=event.steers,
         ),
     )
 

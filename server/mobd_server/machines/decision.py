@@ -10,17 +10,35 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from mobd_server.errors import RequestConflict
-from mobd_server.machines import attachment, inbox, mob, placement, roster, run
+from mobd_server.errors import RequestConflict, StaleFence
+from mobd_server.machines import (
+    attachment,
+    cancel,
+    inbox,
+    mob,
+    operation,
+    placement,
+    retirement,
+    roster,
+    run,
+    slices,
+    steering,
+)
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import (
     Answer,
+    CancelAnswer,
     DestroyAnswer,
+    Destroyed,
     EnsuredMember,
     MemberView,
+    MobReport,
     MobView,
+    OperationView,
     Reaction,
+    Respawned,
+    Retired,
     SpawnedMembers,
 )
 from mobd_server.machines.draft import Draft
@@ -36,12 +54,21 @@ DECIDE: Final[dict[type[c.Command], Callable[[Draft, Any], Answer]]] = {
     c.StartMob: mob.start,
     c.StopMob: mob.stop,
     c.ResumeMob: mob.resume,
-    c.DestroyMob: mob.destroy,
-    c.Continue: mob.go_on,
-    c.Wake: run.wake,
+    c.CompleteMob: slices.complete,
+    c.ResetMob: slices.reset,
+    c.DestroyMob: slices.destroy,
+    c.Continue: slices.go_on,
+    c.Wake: cancel.wake,
     c.SpawnMember: roster.spawn_member,
     c.SpawnMembers: roster.spawn_members,
     c.EnsureMember: roster.ensure_member,
+    c.RetireMember: retirement.retire_member,
+    c.RespawnMember: retirement.respawn_member,
+    c.RetireAllMembers: slices.retire_all,
+    c.Interrupt: cancel.interrupt,
+    c.HardCancel: cancel.hard_cancel,
+    c.RetireRuntime: retirement.retire_runtime,
+    c.DestroyRuntime: retirement.destroy_runtime,
     c.Deliver: inbox.deliver,
     c.DeliverBatch: inbox.deliver_batch,
     c.Attach: attachment.attach,
@@ -50,6 +77,12 @@ DECIDE: Final[dict[type[c.Command], Callable[[Draft, Any], Answer]]] = {
     c.SettleRun: run.settle_run,
     c.FailRun: run.fail_run,
     c.LoseRun: run.lose_run,
+    c.CancelUnsent: cancel.cancel_unsent,
+    c.FenceOff: cancel.fence_off,
+    c.ReportRunProgress: operation.run_progress,
+    c.RegisterOperation: operation.register_operation,
+    c.MoveOperation: operation.move_operation,
+    c.TerminateOwner: operation.terminate_owner,
     c.DrainAttachment: attachment.drain,
     c.CloseAttachment: attachment.close_attachment,
 }
@@ -61,8 +94,20 @@ EVOLVE: Final[dict[type[e.Event], Callable[[Mob, Undo, Record, Any], None]]] = {
     e.MobResumed: mob.resumed,
     e.MobDestroying: mob.destroying,
     e.MobDestroyed: mob.destroyed,
+    e.MobCompleting: mob.completing,
+    e.MobCompleted: mob.completed,
+    e.MobResetting: mob.resetting,
+    e.MobCleanupBegun: mob.cleanup_begun,
+    e.MobCleanupFinished: mob.cleanup_finished,
+    e.RetireAllBegun: mob.retire_all_begun,
+    e.RetireAllFinished: mob.retire_all_finished,
     e.MemberSpawned: roster.spawned,
-    e.MemberDestroyed: mob.member_destroyed,
+    e.MemberRespawned: retirement.respawned,
+    e.RuntimeRetired: retirement.runtime_retired,
+    e.MemberRetiring: retirement.retiring,
+    e.MemberRetired: retirement.left,
+    e.DrainSuspended: retirement.suspended,
+    e.MemberDestroyed: retirement.destroyed,
     e.AttachmentOpened: attachment.opened,
     e.AttachmentClosed: attachment.closed,
     e.ExecutorAssigned: placement.assigned,
@@ -70,11 +115,21 @@ EVOLVE: Final[dict[type[e.Event], Callable[[Mob, Undo, Record, Any], None]]] = {
     e.ExecutorReleased: placement.unassigned,
     e.ExecutorLost: placement.unassigned,
     e.InputAccepted: inbox.accepted,
+    e.InputSuperseded: inbox.replaced,
+    e.InputCoalesced: inbox.replaced,
     e.InputAbandoned: inbox.abandoned,
     e.RunStarted: run.started,
+    e.RunSteered: steering.steered,
+    e.RunCancelRequested: cancel.requested,
     e.RunResent: run.resent,
     e.RunSettled: run.settled,
     e.RetryDue: run.retry_due,
+    e.OperationRegistered: operation.registered,
+    e.OperationStarted: operation.started,
+    e.OperationPeerReady: operation.peer_ready,
+    e.OperationProgressed: operation.progressed,
+    e.OperationRetiring: operation.retire_requested,
+    e.OperationEnded: operation.operation_ended,
 }
 
 # The commands whose answers are stored, and their types.
@@ -87,6 +142,17 @@ ANSWER_TYPES: Final[dict[type[c.Command], type[Answer]]] = {
     c.SpawnMember: MemberView,
     c.SpawnMembers: SpawnedMembers,
     c.EnsureMember: EnsuredMember,
+    c.CompleteMob: MobReport,
+    c.ResetMob: MobReport,
+    c.RetireMember: Retired,
+    c.RespawnMember: Respawned,
+    c.RetireAllMembers: MobReport,
+    c.Interrupt: CancelAnswer,
+    c.HardCancel: CancelAnswer,
+    c.RetireRuntime: Retired,
+    c.DestroyRuntime: Destroyed,
+    c.RegisterOperation: OperationView,
+    c.MoveOperation: OperationView,
 }
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -100,6 +166,8 @@ class Decided(Struct, gc=False):
     reactions: list[Reaction]
     # The request was made before: its answer is in the row with this seq.
     replay_seq: int = 0
+    # With `validate_only`: what would have been appended.
+    would: list[Record] = []
 
 
 def new_mob(mob_id: str) -> Mob:
@@ -111,21 +179,40 @@ def decide(state: Mob, command: c.Command, context: c.Context, epoch: int) -> De
     """Decide `command` on `state`, which has moved when this returns and is as it was when this raises.
 
     Raises `errors.Refused` and `errors.NotFound`. A request that was made before, with the same content, comes back
-    as `replay_seq`; with other content it is refused.
+    as `replay_seq`; with other content it is refused. With `validate_only` the state is as it was in any case, and the
+    events are in `would`.
     """
-    if context.request_id is not None:
+    if context.request_id is not None and not context.validate_only:
         seq = _replay(state, context)
         if seq:
             return Decided(None, None, [], seq)
     draft = Draft(state, context, _evolve)
     sealed = None
     try:
+        if context.acting is not None:
+            _check_acting(state, context.acting)
         answer = DECIDE[type(command)](draft, command)
+        if state.draining or state.pending == "complete":
+            retirement.finish(draft)
+            slices.finish(draft)
+        if context.validate_only:
+            return Decided(answer, None, [], would=draft.records)
         sealed = Decided(answer, _append(draft, answer, epoch), draft.reactions)
     finally:
         if sealed is None:
             draft.rollback()
     return sealed
+
+
+def _check_acting(state: Mob, acting: tuple[str, int]) -> None:
+    """Raise StaleFence unless the run as whose agent the caller acts is in flight under that fence."""
+    run_id, fence = acting
+    held = state.runs.get(run_id)
+    if held is None or held.fence != fence:
+        raise StaleFence(
+            f"run '{run_id}' is not in flight under executor fence {fence}: its agent may act for it no longer",
+            {"run_id": run_id, "executor_fence": str(fence)},
+        )
 
 
 def _append(draft: Draft, answer: Answer, epoch: int) -> Append | None:
@@ -150,6 +237,7 @@ def _append(draft: Draft, answer: Answer, epoch: int) -> Append | None:
         draft.runs,
         draft.messages,
         draft.sessions,
+        operation.rows(draft),
     )
 
 
@@ -169,7 +257,7 @@ def wake_at(state: Mob) -> int | None:
     """
     if state.pending != "none" or state.attachments:
         return 0
-    return state.retries[0][0] if state.retries else None
+    return state.timers[0][0] if state.timers else None
 
 
 def _evolve(state: Mob, undo: Undo, record: Record) -> None:

@@ -23,7 +23,8 @@ from mobd_server.machines.state import (
 )
 
 Settled = Literal["committed", "failed", "cancelled", "lost", "released", "abandoned"]
-Ended = Literal["consumed", "requeued", "requeued_behind", "abandoned"]
+# `returned` is a steered input that was not taken in: it waits again, and that was no attempt.
+Ended = Literal["consumed", "requeued", "requeued_behind", "returned", "abandoned"]
 
 
 class Event(Struct, frozen=True, gc=False, omit_defaults=True):

@@ -1,8 +1,9 @@
-"""Inputs of a member: admission, dedupe, the queue, and the choice of the next batch (runtime §2).
+"""Inputs of a member: admission, dedupe, and what is remembered of them (runtime §2).
 
-An input is waiting (in `member.queue`), held by a run, or ended. It stays known by its key after its end, for 24 hours
-and among the newest 4,096 of its member, so that a delivery that is repeated never runs twice. Order of the checks:
-dedupe, phase of the mob, member, phase of the member, fence, forgotten, queue (api §6).
+An input is waiting (in one of the two lanes), held by a run, or ended. It stays known by its key after its end, for 24
+hours and among the newest 4,096 of its member, so that a delivery that is repeated never runs twice; also after its
+member has left the roster. Order of the checks: handling mode, dedupe, phase of the mob, member, phase of the member,
+fence, forgotten, queue (api §6).
 """
 
 from hashlib import blake2b
@@ -16,10 +17,14 @@ from mobd_server.machines import events as e
 from mobd_server.machines.admission import require_admitted
 from mobd_server.machines.answers import Accepted, BatchDelivered, Deduplicated, Delivered, Rejected, UnknownMember
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.member import accepts_inputs, relist
+from mobd_server.machines.keys import input_key as input_key
+from mobd_server.machines.lanes import add, count_waiting, take_one, waiting
+from mobd_server.machines.member import accepts_inputs, relist, set_timer
+from mobd_server.machines.policy import Policy, drives, mode_invalid, policy_of, shared, stamp_of
 from mobd_server.machines.records import Record
 from mobd_server.machines.sharing import serve_work
-from mobd_server.machines.state import Dedupe, Input, Member, Mob
+from mobd_server.machines.state import NOTHING, Dedupe, Input, Kind, Member, Mob
+from mobd_server.machines.steering import steer_waiting
 from mobd_server.machines.undo import Undo
 
 QUEUE_INPUTS: Final = 1_000
@@ -29,11 +34,6 @@ DEDUPE_US: Final = 24 * 3600 * 1_000_000
 # Keys that one input may push out; what is left goes with the next.
 FORGET_AT_ONCE: Final = 64
 QUEUE_FULL_RETRY_MS: Final = 1_000
-
-
-def input_key(input_id: str) -> str:
-    """Return the key (96 bits, hexadecimal) under which a caller's input_id is remembered."""
-    return blake2b(input_id.encode(), digest_size=12).hexdigest()
 
 
 def content_hash(content: bytes | memoryview) -> bytes:
@@ -59,18 +59,36 @@ def deliver_batch(d: Draft, command: c.DeliverBatch) -> BatchDelivered:
 
 def _deliver(d: Draft, command: c.Deliver) -> Delivered:
     mob = d.mob
+    if mode_invalid(command.kind, command.handling_mode):
+        return Rejected("handling_mode_invalid", f"a {command.kind} has no handling mode: leave it out")
     member = mob.members.get(command.member_id)
-    if member is not None and member.dedupe is not None:
-        seen = member.dedupe.get(input_key(command.input_id))
+    known = member if member is not None else mob.former.get(command.member_id)
+    if known is not None and known.dedupe is not None:
+        seen = known.dedupe.get(input_key(command.input_id))
         if seen is not None:
             return _seen(seen, command)
     require_admitted(mob, c.Deliver)
     if member is None:
         return UnknownMember(command.member_id)
-    refusal = _refusal(member, command)
+    replaced = _replaced(member, command.kind, command.supersession_key)
+    refusal = _refusal(member, command, replaced)
     if refusal is not None:
         return refusal
     canonical = d.context.ids.new("in")
+    seq = accept(d, member, command, canonical, replaced)
+    executor = member.executor
+    return Accepted(command.input_id, canonical, executor.attachment_id if executor else None, seq)
+
+
+def accept(d: Draft, member: Member, command: c.Deliver, canonical: str, replaced: Input | None = None) -> int:
+    """Let an input in under the name `canonical`, in place of `replaced`; return the seq of its event."""
+    mob, kind = d.mob, command.kind
+    policy = policy_of(kind, command.handling_mode, running=member.run_id is not None)
+    profile = mob.definition.profiles.get(member.role)
+    silent = kind == "peer_request" and profile is not None and command.intent in profile.silent_intents
+    if replaced is not None:
+        ended = e.InputCoalesced if policy.queue == "coalesce" else e.InputSuperseded
+        d.emit(ended(member.member_id, replaced.canonical_input_id, canonical), member.member_id)
     seq = d.emit(
         e.InputAccepted(
             member.member_id,
@@ -79,12 +97,39 @@ def _deliver(d: Draft, command: c.Deliver) -> Delivered:
             command.content,
             d.context.principal,
             _forgets(member, d.context.now),
+            input_kind=kind,
+            lane="steer" if policy.routing == "steer" else "queue",
+            drives=drives(kind, command.handling_mode, wake=command.wake, silent=silent),
+            stamp=stamp_of(kind, policy),
+            supersession_key=command.supersession_key,
+            correlation_id=command.correlation_id,
+            about=command.about,
+            consumed=policy.consume == "on_accept",
         ),
         member.member_id,
     )
-    serve_work(d, member)
-    executor = member.executor
-    return Accepted(command.input_id, canonical, executor.attachment_id if executor else None, seq)
+    if member.run_id is not None:
+        _yield_to(d, member, policy)
+    else:
+        serve_work(d, member)
+    return seq
+
+
+def _yield_to(d: Draft, member: Member, policy: Policy) -> None:
+    """An input that interrupts what yields goes into the run in flight, if its agent can take it."""
+    if policy.wake == "interrupt_yielding" and member.run_id is not None:
+        steer_waiting(d, d.mob.runs[member.run_id])
+
+
+def _replaced(member: Member, kind: Kind, key: str | None) -> Input | None:
+    """Return the waiting input in whose place a new one comes: the first of the same kind and key, queue lane first."""
+    if key is None:
+        return None
+    for inputs in (member.queue, member.steer):
+        for one in inputs or ():
+            if one.supersession_key == key and one.kind == kind:
+                return one
+    return None
 
 
 def _seen(seen: Dedupe, command: c.Deliver) -> Delivered:
@@ -97,7 +142,7 @@ def _seen(seen: Dedupe, command: c.Deliver) -> Delivered:
     )
 
 
-def _refusal(member: Member, command: c.Deliver) -> Rejected | None:
+def _refusal(member: Member, command: c.Deliver, replaced: Input | None) -> Rejected | None:
     if not accepts_inputs(member.state):
         return Rejected("not_ready", f"member '{member.member_id}' is {member.state}", state=member.state)
     if (command.generation is not None and command.generation != member.generation) or (
@@ -114,13 +159,13 @@ def _refusal(member: Member, command: c.Deliver) -> Rejected | None:
             "input_forgotten",
             f"input_id '{command.input_id}' is older than what is remembered: whether it ran can't be told",
         )
-    queue = member.queue
-    if queue is not None and (
-        len(queue) >= QUEUE_INPUTS or member.queue_bytes + memoryview(command.content).nbytes > QUEUE_BYTES
-    ):
+    count, size = count_waiting(member), member.queue_bytes
+    if replaced is not None:
+        count, size = count - 1, size - replaced.size
+    if count >= QUEUE_INPUTS or (count and size + memoryview(command.content).nbytes > QUEUE_BYTES):
         return Rejected(
             "queue_full",
-            f"{len(queue)} inputs of {member.queue_bytes} bytes wait; at most {QUEUE_INPUTS} of {QUEUE_BYTES} may",
+            f"{count} inputs of {size} bytes wait; at most {QUEUE_INPUTS} of {QUEUE_BYTES} may",
             retry_after_ms=QUEUE_FULL_RETRY_MS,
         )
     return None
@@ -154,7 +199,7 @@ def _forgets(member: Member, now: int) -> list[str] | None:
 
 
 def accepted(mob: Mob, undo: Undo, record: Record, event: e.InputAccepted) -> None:
-    """Evolve: the input waits at the end of the queue and is remembered."""
+    """Evolve: the input waits at the end of its lane, or is over already, and is remembered."""
     member = mob.members[event.member_id]
     undo.touch(member)
     if event.forgets:
@@ -166,25 +211,38 @@ def accepted(mob: Mob, undo: Undo, record: Record, event: e.InputAccepted) -> No
     if key in member.dedupe:
         raise ValueError(f"input {event.canonical_input_id} was accepted twice")
     undo.put(member.dedupe, key, Dedupe(content_hash(content), event.canonical_input_id, record.seq, record.at))
-    if member.queue is None:
-        member.queue = []
-    undo.append(
-        member.queue,
-        Input(
-            event.canonical_input_id,
-            event.input_id,
-            key,
-            # A copy: what was decoded is a view that would keep the whole payload.
-            Raw(content),
-            len(content),
-            event.sender,
-            record.seq,
-            record.at,
-            record.traceparent,
-        ),
+    if event.consumed:
+        end_input(undo, member, key, record)
+        return
+    one = Input(
+        event.canonical_input_id,
+        event.input_id,
+        key,
+        # A copy: what was decoded is a view that would keep the whole payload.
+        Raw(content),
+        len(content),
+        event.sender,
+        record.seq,
+        record.at,
+        record.traceparent,
+        kind=event.input_kind,
+        lane=event.lane,
+        drives=event.drives,
+        stamp=shared(event.stamp),
+        supersession_key=event.supersession_key,
+        correlation_id=event.correlation_id,
+        about=NOTHING if event.about is NOTHING else Raw(bytes(event.about)),
     )
-    member.queue_bytes += len(content)
+    add(undo, member, one)
     member.active_seq = record.seq
+    relist(mob, undo, member, record.seq)
+
+
+def replaced(mob: Mob, undo: Undo, record: Record, event: e.InputSuperseded | e.InputCoalesced) -> None:
+    """Evolve: a waiting input is over, for a newer one takes its place."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    end_input(undo, member, take_one(undo, member, event.canonical_input_id).key, record)
     relist(mob, undo, member, record.seq)
 
 
@@ -209,39 +267,25 @@ def end_input(undo: Undo, member: Member, key: str, record: Record) -> None:
     undo.append(member.ended, key)
 
 
+def abandon_waiting(d: Draft, member: Member, reason: str) -> int:
+    """Give up everything that waits; return how many inputs those were."""
+    ids = [one.canonical_input_id for one in waiting(member)]
+    if ids:
+        d.emit(e.InputAbandoned(member.member_id, ids, reason), member.member_id)
+    return len(ids)
+
+
 def abandoned(mob: Mob, undo: Undo, record: Record, event: e.InputAbandoned) -> None:
-    """Evolve: the first waiting inputs are given up."""
+    """Evolve: everything that waits is given up."""
     member = mob.members[event.member_id]
     undo.touch(member)
-    queue = member.queue or []
-    taken = queue[: len(event.canonical_input_ids)]
-    if [one.canonical_input_id for one in taken] != event.canonical_input_ids:
+    given_up = waiting(member)
+    if [one.canonical_input_id for one in given_up] != event.canonical_input_ids:
         raise ValueError(f"member {member.member_id} does not hold the inputs that were abandoned")
-    take(undo, member, len(taken))
-    for one in taken:
+    member.queue = member.steer = None
+    member.queue_bytes = 0
+    set_timer(mob, undo, "drain", member.member_id, member.drain_until, 0)
+    member.drain_until = 0
+    for one in given_up:
         end_input(undo, member, one.key, record)
     relist(mob, undo, member, record.seq)
-
-
-def take(undo: Undo, member: Member, count: int) -> list[Input]:
-    """Remove and return the first inputs of a touched member's queue."""
-    queue = member.queue
-    if queue is None or len(queue) < count:
-        raise ValueError(f"member {member.member_id} has no {count} waiting inputs")
-    taken = queue[:count]
-    undo.splice(queue, 0, count, ())
-    member.queue_bytes -= sum(one.size for one in taken)
-    if not queue:
-        member.queue = None
-    return taken
-
-
-def put_back(undo: Undo, member: Member, inputs: list[Input], at_end: bool) -> None:
-    """Put inputs that a run held back into a touched member's queue, in their order."""
-    if not inputs:
-        return
-    if member.queue is None:
-        member.queue = []
-    at = len(member.queue) if at_end else 0
-    undo.splice(member.queue, at, at, inputs)
-    member.queue_bytes += sum(one.size for one in inputs)

@@ -6,12 +6,15 @@ A member with work is in exactly one place: in its run, in a pause after a failu
 """
 
 from bisect import bisect_left
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
-from mobd_server.machines.state import Listed, Member, MemberState, Mob
+from mobd_server.machines.lanes import ready_lane
+from mobd_server.machines.state import Due, Listed, Member, MemberState, Mob
 from mobd_server.machines.undo import Undo
 
-Trigger = Literal["spawn", "accept", "confirm", "release", "start", "settle", "destroy"]
+E = TypeVar("E", tuple[int, str], tuple[int, Due, str])
+
+Trigger = Literal["spawn", "accept", "confirm", "release", "start", "settle", "retire", "destroy", "respawn"]
 
 # (phase before, trigger) -> phase after. What is not here is refused, or is a broken log when it is replayed.
 TABLE: Final[dict[tuple[MemberState, Trigger], MemberState]] = {
@@ -24,8 +27,20 @@ TABLE: Final[dict[tuple[MemberState, Trigger], MemberState]] = {
     ("attached", "release"): "idle",
     ("attached", "start"): "running",
     ("running", "settle"): "attached",
+    # Everyone sees `retired` from the instant of the retirement, also while what is left is run (runtime §1.5, §1.6).
+    ("idle", "retire"): "retired",
+    ("attached", "retire"): "retired",
+    ("running", "retire"): "retired",
+    ("retired", "confirm"): "retired",
+    ("retired", "release"): "retired",
+    ("retired", "start"): "retired",
+    ("retired", "settle"): "retired",
     ("idle", "destroy"): "destroyed",
     ("attached", "destroy"): "destroyed",
+    ("retired", "destroy"): "destroyed",
+    ("idle", "respawn"): "idle",
+    ("retired", "respawn"): "idle",
+    ("destroyed", "respawn"): "idle",
 }
 
 
@@ -40,7 +55,7 @@ def bridge_terminal(state: MemberState) -> bool:
 
 
 def _place(member: Member) -> Listed:
-    if not member.queue or member.run_id is not None or member.retry_at:
+    if member.run_id is not None or ready_lane(member) is None:
         return "none"
     if member.executor is None:
         return "waiting"
@@ -81,13 +96,25 @@ def relist(mob: Mob, undo: Undo, member: Member, seq: int) -> None:
         insert_sorted(undo, mob.attachments[member.executor.attachment_id].ready, entry)
 
 
-def insert_sorted(undo: Undo, items: list[tuple[int, str]], entry: tuple[int, str]) -> None:
+def set_timer(mob: Mob, undo: Undo, what: Due, name: str, before: int, after: int) -> None:
+    """Move what the clock is looked at for from one time to another (µs); 0 is never."""
+    if before == after:
+        return
+    if before:
+        remove_sorted(undo, mob.timers, (before, what, name))
+    if after:
+        insert_sorted(undo, mob.timers, (after, what, name))
+
+
+def insert_sorted(undo: Undo, items: list[E], entry: E) -> None:
     """Insert `entry` where it belongs in a sorted list."""
     at = bisect_left(items, entry)
     undo.splice(items, at, at, (entry,))
 
 
-def remove_sorted(undo: Undo, items: list[tuple[int, str]], entry: tuple[int, str]) -> None:
-    """Remove `entry` from a sorted list that holds it."""
+def remove_sorted(undo: Undo, items: list[E], entry: E) -> None:
+    """Remove `entry` from a sorted list that holds it. Raises ValueError if it does not."""
     at = bisect_left(items, entry)
+    if items[at : at + 1] != [entry]:
+        raise ValueError(f"{entry} is not listed")
     undo.splice(items, at, at + 1, ())

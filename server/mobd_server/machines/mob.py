@@ -1,10 +1,4 @@
-"""The mob itself: creating, starting, stopping, resuming and destroying it.
-
-A destruction works in slices. It is admitted by a durable `mob_destroying`; from then on every decision ends some
-members, until the last one closes the agents and ends the mob. A crash in between is taken up where it stopped.
-"""
-
-from typing import Final
+"""The mob itself: creating, starting, stopping and resuming it; its phases. `slices.py` has what ends members."""
 
 import msgspec
 
@@ -12,21 +6,14 @@ from mobd_server.errors import MobExists
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.admission import refuse
-from mobd_server.machines.answers import Again, DestroyAnswer, Done, EndStream, MemberOutcome, MobView, SendUnassign
-from mobd_server.machines.attachment import close
+from mobd_server.machines.answers import MobView
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.lifecycle import Fields, Trigger, legal_phases, require_phase, step
-from mobd_server.machines.member import TABLE, relist
 from mobd_server.machines.records import MobRow, Record
-from mobd_server.machines.run import settle
 from mobd_server.machines.sharing import rebalance
-from mobd_server.machines.state import Member, Mob
+from mobd_server.machines.state import Mob, Pending
 from mobd_server.machines.undo import Undo
 from mobd_server.machines.views import view_mob
-
-# A slice ends when it has appended this much.
-SLICE_EVENTS: Final = 500
-SLICE_BYTES: Final = 1 << 20
 
 
 def fields(mob: Mob) -> Fields:
@@ -77,74 +64,6 @@ def _move(d: Draft, trigger: Trigger, event: e.Event) -> MobView:
     return view_mob(d.mob)
 
 
-def destroy(d: Draft, command: c.DestroyMob) -> DestroyAnswer:
-    """Begin, or join, the destruction; `done` says whether this decision ended it."""
-    mob = d.mob
-    if mob.phase == "destroyed":
-        return destroyed_answer(mob, already=True)
-    if mob.pending == "destroy":
-        return DestroyAnswer(view_mob(mob), [])
-    require_phase(fields(mob), "destroy")
-    d.emit(e.MobDestroying())
-    return destroyed_answer(mob) if _slice(d) else DestroyAnswer(view_mob(mob), [])
-
-
-def destroyed_answer(mob: Mob, already: bool = False) -> DestroyAnswer:
-    """Return the report of a destruction that has ended."""
-    outcomes = [MemberOutcome(i, mob.members[i].inputs_abandoned) for i in sorted(mob.members)]
-    return DestroyAnswer(view_mob(mob), outcomes, mob.inputs_abandoned, True, already)
-
-
-def go_on(d: Draft, command: c.Continue) -> Done:
-    """Go on with a destruction, or with what did not fit the decision before."""
-    if d.mob.pending == "destroy":
-        _slice(d)
-    else:
-        rebalance(d)
-    return Done(bool(d.records))
-
-
-def _slice(d: Draft) -> bool:
-    """End some members; return whether that ended the mob."""
-    mob = d.mob
-    for member_id in sorted(i for i, member in mob.members.items() if member.state != "destroyed"):
-        if len(d.records) >= SLICE_EVENTS or d.bytes >= SLICE_BYTES:
-            d.react(Again())
-            return False
-        _end_member(d, mob.members[member_id])
-    for attachment in list(mob.attachments.values()):
-        if len(d.records) >= SLICE_EVENTS:
-            d.react(Again())
-            return False
-        close(d, attachment, "destroyed", "the mob is destroyed")
-        d.react(EndStream(attachment.attachment_id, "revoked", f"mob '{mob.mob_id}' is destroyed"))
-    members = len(mob.members)
-    d.emit(e.MobDestroyed(members, sum(member.inputs_abandoned for member in mob.members.values())))
-    return True
-
-
-def _end_member(d: Draft, member: Member) -> None:
-    """Abandon a member's inputs, fence its executor and end it."""
-    count = 0
-    if member.run_id is not None:
-        run = d.mob.runs[member.run_id]
-        count += len(run.inputs)
-        settle(d, run, "destroyed")
-    if member.queue:
-        ids = [one.canonical_input_id for one in member.queue]
-        count += len(ids)
-        d.emit(e.InputAbandoned(member.member_id, ids, "destroyed"), member.member_id)
-    executor = member.executor
-    if executor is not None:
-        reason = "the mob is destroyed"
-        d.emit(
-            e.ExecutorReleased(member.member_id, executor.attachment_id, executor.fence, reason),
-            member.member_id,
-        )
-        d.react(SendUnassign(executor.attachment_id, member.member_id, executor.fence, reason))
-    d.emit(e.MemberDestroyed(member.member_id, count), member.member_id)
-
-
 def created(mob: Mob, undo: Undo, record: Record, event: e.MobCreated) -> None:
     """Evolve: the mob exists."""
     if record.seq != 1:
@@ -178,10 +97,54 @@ def resumed(mob: Mob, undo: Undo, record: Record, event: e.MobResumed) -> None:
     moved("resume", mob, undo)
 
 
+def _pending(mob: Mob, undo: Undo, pending: Pending) -> None:
+    undo.touch(mob)
+    mob.pending = pending
+    if pending != "none":
+        # What the command before did is told no longer.
+        mob.reports = {}
+
+
 def destroying(mob: Mob, undo: Undo, record: Record, event: e.MobDestroying) -> None:
     """Evolve: from here on only the destruction goes on."""
-    undo.touch(mob)
-    mob.pending = "destroy"
+    _pending(mob, undo, "destroy")
+
+
+def completing(mob: Mob, undo: Undo, record: Record, event: e.MobCompleting) -> None:
+    """Evolve: members are retired until none is left."""
+    _pending(mob, undo, "complete")
+
+
+def completed(mob: Mob, undo: Undo, record: Record, event: e.MobCompleted) -> None:
+    """Evolve: the mob is done."""
+    moved("mark_completed", mob, undo)
+    _pending(mob, undo, "none")
+
+
+def resetting(mob: Mob, undo: Undo, record: Record, event: e.MobResetting) -> None:
+    """Evolve: members are given up until none is left."""
+    _pending(mob, undo, "reset")
+
+
+def cleanup_begun(mob: Mob, undo: Undo, record: Record, event: e.MobCleanupBegun) -> None:
+    """Evolve: what is left of the mob's members is cleared away."""
+    moved("begin_cleanup", mob, undo)
+
+
+def cleanup_finished(mob: Mob, undo: Undo, record: Record, event: e.MobCleanupFinished) -> None:
+    """Evolve: nothing is left."""
+    moved("finish_cleanup", mob, undo)
+    _pending(mob, undo, "none")
+
+
+def retire_all_begun(mob: Mob, undo: Undo, record: Record, event: e.RetireAllBegun) -> None:
+    """Evolve: every member is asked to retire."""
+    _pending(mob, undo, "retire_all")
+
+
+def retire_all_finished(mob: Mob, undo: Undo, record: Record, event: e.RetireAllFinished) -> None:
+    """Evolve: every member was asked to retire."""
+    _pending(mob, undo, "none")
 
 
 def destroyed(mob: Mob, undo: Undo, record: Record, event: e.MobDestroyed) -> None:
@@ -189,17 +152,3 @@ def destroyed(mob: Mob, undo: Undo, record: Record, event: e.MobDestroyed) -> No
     moved("destroy", mob, undo)
     mob.pending = "none"
     mob.inputs_abandoned = event.inputs_abandoned
-
-
-def member_destroyed(mob: Mob, undo: Undo, record: Record, event: e.MemberDestroyed) -> None:
-    """Evolve: the member is gone for good; what it had ended stays known."""
-    member = mob.members[event.member_id]
-    undo.touch(member)
-    if member.retry_at:
-        entry = (member.retry_at, member.member_id)
-        at = mob.retries.index(entry)
-        undo.splice(mob.retries, at, at + 1, ())
-        member.retry_at = 0
-    member.state = TABLE[member.state, "destroy"]
-    member.inputs_abandoned = event.inputs_abandoned
-    relist(mob, undo, member, record.seq)

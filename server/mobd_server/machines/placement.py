@@ -8,16 +8,16 @@ one's grace ends. Nothing is dispatched to an agent that is not connected, nor w
 from typing import Final
 
 from mobd_server.machines import events as e
+from mobd_server.machines import operation
 from mobd_server.machines.answers import Again, RunInput, SendAssign, SendStartRun, SendUnassign
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.member import TABLE, relist, unlist
+from mobd_server.machines.lanes import Batch, choose, lane_of
+from mobd_server.machines.member import TABLE, relist, set_timer, unlist
+from mobd_server.machines.policy import shared
 from mobd_server.machines.records import Record
-from mobd_server.machines.state import MAX_ATTEMPTS, Attachment, Executor, Member, Mob, Profile, Run
+from mobd_server.machines.state import NOTHING, Attachment, Executor, Input, Member, Mob, Profile, Run
 from mobd_server.machines.undo import Undo
 
-# One batch; bounded so that losing every run of an agent fits one decision.
-BATCH_INPUTS: Final = 64
-BATCH_BYTES: Final = 1 << 20
 # Assignments in one decision; the rest follows in the next.
 PLACE_AT_ONCE: Final = 500
 
@@ -25,45 +25,32 @@ PLACE_AT_ONCE: Final = 500
 def dispatch(d: Draft, attachment: Attachment) -> None:
     """Start as many runs on an agent as it takes now, in the order in which their members became ready."""
     mob = d.mob
-    if mob.phase != "running" or mob.pending != "none" or not d.is_connected(attachment.attachment_id):
+    if not dispatches(mob) or not d.is_connected(attachment.attachment_id):
         return
     while attachment.ready and len(attachment.runs) < attachment.capacity and attachment.exclusive is None:
         member = mob.members[attachment.ready[0][1]]
-        count, exclusive = select_batch(member)
-        if exclusive and attachment.runs:
+        batch = choose(member)
+        if batch.exclusive and attachment.runs:
             # Its turn has come; what runs beside it ends first.
             return
         if d.room <= 0:
             d.react(Again())
             return
-        _start(d, member, attachment, count, exclusive)
+        _start(d, member, attachment, batch)
 
 
-def select_batch(member: Member) -> tuple[int, bool]:
-    """Return how many inputs from the head make the next batch, and whether they must be alone on their agent.
-
-    An input with a failed attempt goes alone. One whose last attempt this is, after its agent was lost with it, also
-    lets no other run be beside it: then either it is what kills the agent, or it survives, and no other member's input
-    is counted for it.
-    """
-    queue = member.queue or []
-    head = queue[0]
-    if head.attempts:
-        return 1, head.losses > 0 and head.attempts == MAX_ATTEMPTS - 1
-    count, size = 0, 0
-    for one in queue[:BATCH_INPUTS]:
-        size += one.size
-        if one.attempts or (count and size > BATCH_BYTES):
-            break
-        count += 1
-    return count, False
+def dispatches(mob: Mob) -> bool:
+    """Whether the mob starts runs: it runs, and nothing pending ends what waits."""
+    return mob.phase == "running" and mob.pending in ("none", "complete", "retire_all")
 
 
-def _start(d: Draft, member: Member, attachment: Attachment, count: int, exclusive: bool) -> None:
+def _start(d: Draft, member: Member, attachment: Attachment, batch: Batch) -> None:
     executor = member.executor
-    batch = (member.queue or [])[:count]
-    if executor is None or not batch:
+    inputs = (lane_of(member, batch.lane) or [])[: batch.count]
+    if executor is None or not inputs:
         raise ValueError(f"member {member.member_id} is listed as ready and is not")
+    profile = d.mob.definition.profiles.get(member.role)
+    timeout_s = profile.run_timeout_s if profile is not None else 0
     run_id = d.context.ids.new("run")
     d.emit(
         e.RunStarted(
@@ -71,9 +58,12 @@ def _start(d: Draft, member: Member, attachment: Attachment, count: int, exclusi
             run_id,
             attachment.attachment_id,
             executor.fence,
-            [one.canonical_input_id for one in batch],
-            [one.attempts + 1 for one in batch],
-            exclusive,
+            [one.canonical_input_id for one in inputs],
+            [one.attempts + 1 for one in inputs],
+            batch.exclusive,
+            batch.lane,
+            shared(inputs[0].stamp),
+            d.context.now + timeout_s * 1_000_000 if timeout_s else 0,
         ),
         member.member_id,
         run_id,
@@ -83,17 +73,36 @@ def _start(d: Draft, member: Member, attachment: Attachment, count: int, exclusi
 
 def start_run(run: Run) -> SendStartRun:
     """Return what the run's agent is sent."""
+    stamp = run.stamp
     return SendStartRun(
         attachment_id=run.attachment_id,
         run_id=run.run_id,
         fence=run.fence,
         member_id=run.member_id,
-        inputs=[
-            RunInput(one.canonical_input_id, one.input_id, one.content, one.sender, attempt)
-            for one, attempt in zip(run.inputs, run.attempts, strict=True)
-        ],
+        inputs=run_inputs(run.inputs, run.attempts),
         traceparent=run.inputs[0].traceparent,
+        boundary=stamp.boundary,
+        execution=stamp.execution,
+        intent=stamp.intent,
+        deadline=run.deadline,
     )
+
+
+def run_inputs(inputs: list[Input], attempts: list[int]) -> list[RunInput]:
+    """Return inputs as the run's agent is sent them."""
+    return [
+        RunInput(
+            one.canonical_input_id,
+            one.input_id,
+            one.content,
+            one.sender,
+            attempt,
+            one.kind,
+            one.correlation_id or "",
+            one.about,
+        )
+        for one, attempt in zip(inputs, attempts, strict=True)
+    ]
 
 
 def serves(attachment: Attachment, member: Member) -> bool:
@@ -119,7 +128,7 @@ def place(d: Draft, member: Member, avoid: str | None = None) -> bool:
         rank = (member.member_id not in attachment.names, len(attachment.members), attachment.seq)
         if best is None or rank < best:
             best, chosen = rank, attachment
-    if chosen is None and member.queue and full:
+    if chosen is None and member.listed == "waiting" and full:
         chosen = make_room(d, full)
     if chosen is None:
         return False
@@ -154,7 +163,8 @@ def _idle_members(mob: Mob, attachment: Attachment) -> list[Member]:
 
 def is_idle(member: Member) -> bool:
     """Whether a member that has an agent has nothing to do."""
-    return member.run_id is None and not member.queue and member.executor is not None and member.executor.confirmed
+    executor = member.executor
+    return executor is not None and executor.confirmed and member.run_id is None and not (member.queue or member.steer)
 
 
 def assign_to(d: Draft, member: Member, attachment: Attachment) -> None:
@@ -177,7 +187,7 @@ def assign(mob: Mob, member: Member, attachment_id: str) -> SendAssign:
         fence=executor.fence,
         confirmed=executor.confirmed,
         profile=mob.definition.profiles.get(member.role) or Profile(member.role),
-        context=member.context,
+        context=None if member.context is NOTHING else member.context,
         generation=member.generation,
         fence_token=member.fence_token,
         session_id=member.session_id,
@@ -198,12 +208,12 @@ def release(d: Draft, member: Member, reason: str) -> None:
     d.react(SendUnassign(executor.attachment_id, member.member_id, executor.fence, reason))
 
 
-def pass_on(d: Draft, attachment: Attachment, declined: Member) -> None:
-    """After an agent declined a member: run what is ready there, and ask it to serve another that waits."""
+def reuse(d: Draft, attachment: Attachment, avoid: str | None = None) -> None:
+    """After a member left an agent: run what is ready there, and ask it to serve another that waits, not `avoid`."""
     dispatch(d, attachment)
     if not d.is_connected(attachment.attachment_id) or len(attachment.members) >= attachment.max_members:
         return
-    waiting = next_waiting(d.mob, attachment, avoid=declined.member_id)
+    waiting = next_waiting(d.mob, attachment, avoid=avoid)
     if waiting is not None:
         assign_to(d, waiting, attachment)
 
@@ -224,8 +234,8 @@ def next_waiting(mob: Mob, attachment: Attachment, avoid: str | None = None) -> 
 
 
 def free_members(mob: Mob) -> list[Member]:
-    """Return the members without an agent, in the order in which they were spawned."""
-    free = [member for member in mob.members.values() if member.executor is None and member.state != "destroyed"]
+    """Return the members that may have an agent and have none, in the order in which they were spawned."""
+    free = [member for member in mob.members.values() if member.executor is None and member.state == "idle"]
     free.sort(key=lambda member: member.fence_token)
     return free
 
@@ -267,6 +277,8 @@ def assigned(mob: Mob, undo: Undo, record: Record, event: e.ExecutorAssigned) ->
     undo.touch(mob)
     mob.fences = event.executor_fence
     unlist(mob, undo, member)
+    set_timer(mob, undo, "drain", member.member_id, member.drain_until, 0)
+    member.drain_until = 0
     member.executor = Executor(event.attachment_id, event.executor_fence)
     undo.put(mob.attachments[event.attachment_id].members, member.member_id, event.executor_fence)
     relist(mob, undo, member, record.seq)
@@ -278,6 +290,7 @@ def confirmed(mob: Mob, undo: Undo, record: Record, event: e.ExecutorConfirmed) 
     undo.touch(member)
     member.executor = Executor(event.attachment_id, event.executor_fence, True)
     member.state = TABLE[member.state, "confirm"]
+    operation.confirmed(mob, undo, record, member)
     relist(mob, undo, member, record.seq)
 
 

@@ -2,12 +2,16 @@
 
 from typing import Final
 
+from msgspec import Raw
+
 from mobd_server.errors import MemberExists, MobFull, ProfileNotFound
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
+from mobd_server.machines import operation
 from mobd_server.machines.admission import require_admitted
 from mobd_server.machines.answers import Again, EnsuredMember, MemberView, SpawnedMembers, SpawnRefusal
 from mobd_server.machines.draft import Draft
+from mobd_server.machines.inbox import accept
 from mobd_server.machines.member import TABLE
 from mobd_server.machines.placement import place
 from mobd_server.machines.records import Record, SessionRow
@@ -65,10 +69,23 @@ def _spawn(d: Draft, spec: c.MemberSpec) -> Member:
         )
     if len(mob.members) >= MEMBERS:
         raise MobFull(f"a mob has at most {MEMBERS} members", {"mob_id": mob.mob_id})
-    session_id = d.context.ids.new("ses")
-    context = NOTHING if spec.context is None else spec.context
+    ids = d.context.ids
+    session_id, operation_id = ids.new("ses"), ids.new("op")
+    initial = ids.new("in") if spec.initial_message is not None else ""
+    former = mob.former.get(spec.member_id)
     d.emit(
-        e.MemberSpawned(spec.member_id, spec.role, 0, mob.fences + 1, session_id, spec.labels or None, context),
+        e.MemberSpawned(
+            spec.member_id,
+            spec.role,
+            former.generation + 1 if former is not None else 0,
+            mob.fences + 1,
+            session_id,
+            operation_id,
+            _owner(d),
+            spec.labels or None,
+            NOTHING if spec.context is None else spec.context,
+            initial,
+        ),
         spec.member_id,
     )
     d.sessions.append(SessionRow(session_id, spec.member_id, 0, EMPTY_DIGEST))
@@ -78,7 +95,21 @@ def _spawn(d: Draft, spec: c.MemberSpec) -> Member:
     else:
         # What is left of this decision is for the spawns of a large request; agents come with the next.
         d.react(Again())
+    deliver_initial(d, member, spec.initial_message)
     return member
+
+
+def _owner(d: Draft) -> str:
+    """Return in whose registry a member's operation begins: that of the member which spawns it, or the mob's own."""
+    acting = d.context.acting
+    return d.mob.runs[acting[0]].member_id if acting is not None else ""
+
+
+def deliver_initial(d: Draft, member: Member, content: Raw | None) -> None:
+    """Deliver the prompt that a new incarnation begins with, under the name that its first event gave it."""
+    if content is not None:
+        name = member.initial_input_id
+        accept(d, member, c.Deliver(member.member_id, name, content, kind="prompt"), name)
 
 
 def spawned(mob: Mob, undo: Undo, record: Record, event: e.MemberSpawned) -> None:
@@ -87,20 +118,29 @@ def spawned(mob: Mob, undo: Undo, record: Record, event: e.MemberSpawned) -> Non
         raise ValueError(f"member {event.member_id} was spawned twice")
     undo.touch(mob)
     mob.fences = event.fence_token
-    undo.put(
-        mob.members,
-        event.member_id,
-        Member(
-            member_id=event.member_id,
-            role=event.role,
-            generation=event.generation,
-            fence_token=event.fence_token,
-            session_id=event.session_id,
-            created_at=record.at,
-            state=TABLE["initializing", "spawn"],
-            labels=event.labels,
-            context=None if event.context is NOTHING else event.context,
-            digest=EMPTY_DIGEST,
-            active_seq=record.seq,
-        ),
+    former = mob.former.get(event.member_id)
+    if former is not None:
+        undo.drop(mob.former, event.member_id)
+        at = mob.left.index(event.member_id)
+        undo.splice(mob.left, at, at + 1, ())
+    member = Member(
+        member_id=event.member_id,
+        role=event.role,
+        generation=event.generation,
+        fence_token=event.fence_token,
+        session_id=event.session_id,
+        created_at=record.at,
+        state=TABLE["initializing", "spawn"],
+        labels=event.labels,
+        # A copy: what was decoded is a view that would keep the whole payload.
+        context=NOTHING if event.context is NOTHING else Raw(bytes(event.context)),
+        dedupe=former.dedupe if former is not None else None,
+        ended=former.ended if former is not None else None,
+        forgotten_at=former.forgotten_at if former is not None else 0,
+        digest=EMPTY_DIGEST,
+        active_seq=record.seq,
+        operation_id=event.operation_id,
+        initial_input_id=event.initial_input_id,
     )
+    undo.put(mob.members, event.member_id, member)
+    operation.begin(mob, undo, record, event.operation_id, event.owner, member)

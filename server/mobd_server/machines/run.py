@@ -2,22 +2,26 @@
 
 A run is one dispatch of one batch; its id is never used again. Attempts are counted per input when a run starts and
 taken back when a run is given back unharmed. Everything that an agent says of a run carries the fence of its
-assignment; what does not match the run in flight changes nothing.
+assignment; what does not match the run in flight changes nothing. A run that a caller asked to cancel and that ends
+without a result is cancelled, however it ended, and its inputs are not run again.
 """
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
-from mobd_server.machines.answers import Done, RunAnswer, SendSettled
+from mobd_server.machines.answers import RunAnswer, SendSettled
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.inbox import end_input, put_back, take
-from mobd_server.machines.member import TABLE, insert_sorted, relist, remove_sorted, unlist
+from mobd_server.machines.inbox import end_input
+from mobd_server.machines.lanes import lane_of, put_back, take
+from mobd_server.machines.member import TABLE, relist, set_timer, unlist
 from mobd_server.machines.placement import start_run
+from mobd_server.machines.policy import shared
 from mobd_server.machines.records import MessageRow, Record, RunRow, SessionRow
-from mobd_server.machines.sharing import refill, serve_work
+from mobd_server.machines.sharing import refill
 from mobd_server.machines.state import (
     BACKOFF_US,
     MAX_ATTEMPTS,
@@ -33,7 +37,7 @@ from mobd_server.machines.state import (
 )
 from mobd_server.machines.undo import Undo
 
-Cause = Literal["result", "final", "error", "lost", "released", "destroyed"]
+Cause = Literal["result", "final", "error", "lost", "released", "cancelled", "destroyed", "retired", "reset"]
 
 # Why a run ended -> the state in which it settles.
 SETTLED: Final[dict[Cause, e.Settled]] = {
@@ -42,19 +46,25 @@ SETTLED: Final[dict[Cause, e.Settled]] = {
     "error": "failed",
     "lost": "lost",
     "released": "released",
+    "cancelled": "cancelled",
     "destroyed": "abandoned",
+    "retired": "abandoned",
+    "reset": "abandoned",
 }
 
-# (cause, the attempt was the last, other inputs wait) -> what becomes of each input of the run.
+# Cause -> what becomes of each input of the batch, if the cause alone says it.
+FIXED: Final[dict[Cause, e.Ended]] = {
+    "result": "consumed",
+    "final": "abandoned",
+    "released": "requeued",
+    "cancelled": "abandoned",
+    "destroyed": "abandoned",
+    "retired": "abandoned",
+    "reset": "abandoned",
+}
+
+# (cause, the attempt was the last, other inputs wait in its lane) -> what becomes of each input of the batch.
 OUTCOMES: Final[dict[tuple[Cause, bool, bool], e.Ended]] = {
-    ("result", False, False): "consumed",
-    ("result", False, True): "consumed",
-    ("result", True, False): "consumed",
-    ("result", True, True): "consumed",
-    ("final", False, False): "abandoned",
-    ("final", False, True): "abandoned",
-    ("final", True, False): "abandoned",
-    ("final", True, True): "abandoned",
     # An error goes behind the backlog, so that one bad input does not hold up the others.
     ("error", False, False): "requeued",
     ("error", False, True): "requeued_behind",
@@ -65,26 +75,37 @@ OUTCOMES: Final[dict[tuple[Cause, bool, bool], e.Ended]] = {
     ("lost", False, True): "requeued",
     ("lost", True, False): "abandoned",
     ("lost", True, True): "abandoned",
-    ("released", False, False): "requeued",
-    ("released", False, True): "requeued",
-    ("released", True, False): "requeued",
-    ("released", True, True): "requeued",
-    ("destroyed", False, False): "abandoned",
-    ("destroyed", False, True): "abandoned",
-    ("destroyed", True, False): "abandoned",
-    ("destroyed", True, True): "abandoned",
+}
+
+# What becomes of a steered input that the handler did not take in, or is not known to have taken in.
+RETURNED: Final[dict[Cause, e.Ended]] = {
+    "result": "returned",
+    "final": "returned",
+    "error": "returned",
+    "released": "returned",
+    "cancelled": "returned",
+    # Whether the agent died of it can't be told: it counts like the others.
+    "lost": "requeued",
+    "destroyed": "abandoned",
+    "retired": "abandoned",
+    "reset": "abandoned",
 }
 
 # What a settled run's inputs may have become: a log that says otherwise is broken.
 LEGAL: Final[frozenset[tuple[e.Settled, e.Ended]]] = frozenset(
     {
         ("committed", "consumed"),
+        ("committed", "returned"),
         ("failed", "requeued"),
         ("failed", "requeued_behind"),
+        ("failed", "returned"),
         ("failed", "abandoned"),
+        ("cancelled", "abandoned"),
+        ("cancelled", "returned"),
         ("lost", "requeued"),
         ("lost", "abandoned"),
         ("released", "requeued"),
+        ("released", "returned"),
         ("abandoned", "abandoned"),
     }
 )
@@ -95,11 +116,14 @@ _REASONS: Final[dict[Cause, str]] = {
     "error": f"max_attempts_exhausted: {MAX_ATTEMPTS} attempts failed",
     "lost": f"max_attempts_exhausted: {MAX_ATTEMPTS} attempts failed, the last with its agent lost",
     "released": "",
+    "cancelled": "cancelled",
     "destroyed": "destroyed",
+    "retired": "retired",
+    "reset": "reset",
 }
 
+UNASKED: Final = "its agent says that it was cancelled, and nobody asked for that"
 _PREVIEW: Final = 200
-RETRIES_AT_ONCE: Final = 200
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -129,7 +153,8 @@ def settle_run(d: Draft, command: c.SettleRun) -> RunAnswer:
     before = member.message_count
     count = command.message_count if command.messages else before
     digest = command.digest if command.messages else member.digest
-    settle(d, run, "result", result=Result(command.output, command.usage, count, digest, command.result_hash.hex()))
+    result = Result(command.output, command.usage, count, digest, command.result_hash.hex())
+    settle(d, run, "result", result=result, taken=command.steered)
     if command.messages:
         d.messages.extend(
             MessageRow(member.session_id, before + at, run.run_id, bytes(message).decode())
@@ -155,9 +180,16 @@ def _late(d: Draft, command: c.SettleRun) -> RunAnswer:
 def fail_run(d: Draft, command: c.FailRun) -> RunAnswer:
     """An agent's failure, or its giving a run back."""
     cause: Cause = "error" if command.retryable else "final"
+    message = command.message
     if command.kind == "released":
         cause = "released"
-    return _unsuccessful(d, command.attachment_id, command.run_id, command.fence, cause, command.message)
+    elif command.kind == "cancelled":
+        # An agent can't swallow inputs by claiming a cancel: only a caller's request ends them (runtime §9.5).
+        cause = "error"
+        run = d.mob.runs.get(command.run_id)
+        if run is not None and run.cancel == "none":
+            message = f"{UNASKED}: {message}" if message else UNASKED
+    return _unsuccessful(d, command.attachment_id, command.run_id, command.fence, cause, message, command.steered)
 
 
 def lose_run(d: Draft, command: c.LoseRun) -> RunAnswer:
@@ -165,26 +197,45 @@ def lose_run(d: Draft, command: c.LoseRun) -> RunAnswer:
     return _unsuccessful(d, command.attachment_id, command.run_id, command.fence, "lost", command.reason)
 
 
-def _unsuccessful(d: Draft, attachment_id: str, run_id: str, fence: int, cause: Cause, error: str) -> RunAnswer:
+def _unsuccessful(
+    d: Draft, attachment_id: str, run_id: str, fence: int, cause: Cause, error: str, taken: Sequence[str] = ()
+) -> RunAnswer:
     run = current(d.mob, attachment_id, run_id, fence)
     if run is None:
         d.react(SendSettled(attachment_id, run_id, "fenced"))
         return RunAnswer("fenced")
     member = d.mob.members[run.member_id]
-    outcomes = settle(d, run, cause, error)
-    gone = all(one.outcome == "abandoned" for one in outcomes)
-    disposition: Literal["requeued", "abandoned"] = "abandoned" if gone else "requeued"
+    disposition = disposition_of(settle(d, run, cause, error, taken=taken), run, cause)
     d.react(SendSettled(attachment_id, run_id, disposition))
     refill(d, d.mob.attachments[attachment_id], member)
     return RunAnswer(disposition)
 
 
-def settle(d: Draft, run: Run, cause: Cause, error: str = "", result: Result | None = None) -> list[e.Outcome]:
-    """End a run: an outcome for each input, the run's row, and a pause if what failed has nothing behind it."""
+def disposition_of(outcomes: list[e.Outcome], run: Run, cause: Cause) -> Literal["requeued", "cancelled", "abandoned"]:
+    """Return what the agent of a run that brought no result is told."""
+    if effective(run, cause) == "cancelled":
+        return "cancelled"
+    return "abandoned" if all(one.outcome == "abandoned" for one in outcomes) else "requeued"
+
+
+def effective(run: Run, cause: Cause) -> Cause:
+    """Return why a run really ends: one that a caller asked to cancel is cancelled, unless it brought a result."""
+    asked = run.cancel != "none" and run.cancelled_by == "caller"
+    return "cancelled" if asked and cause in ("final", "error", "lost", "released") else cause
+
+
+def settle(
+    d: Draft, run: Run, cause: Cause, error: str = "", result: Result | None = None, taken: Sequence[str] = ()
+) -> list[e.Outcome]:
+    """End a run: an outcome for each input, the run's row, and a pause if what failed has nothing behind it.
+
+    `taken` are the steered inputs that the handler took in, as the agent says.
+    """
     member = d.mob.members[run.member_id]
-    backlog = bool(member.queue)
+    cause = effective(run, cause)
+    backlog = bool(lane_of(member, run.inputs[0].lane))
     # An agent that is lost with several runs was killed by one of them at most: only a run that was alone is counted as
-    # its input's last attempt. The same attempt is made again, alone (`select_batch`).
+    # its input's last attempt. The same attempt is made again, alone (`lanes.choose`).
     final = cause != "lost" or run.exclusive
     outcomes = [
         _outcome(cause, one, attempt, error, last=final and attempt >= MAX_ATTEMPTS, backlog=backlog)
@@ -192,6 +243,7 @@ def settle(d: Draft, run: Run, cause: Cause, error: str = "", result: Result | N
     ]
     again = [a for a, o in zip(run.attempts, outcomes, strict=True) if o.outcome == "requeued"]
     retry_at = d.context.now + BACKOFF_US[again[0] - 1] if cause == "error" and again else 0
+    outcomes += _steered_outcomes(run, cause, error, taken)
     state = SETTLED[cause]
     facts = result or Result()
     started_at, now = run.at, d.context.now
@@ -203,11 +255,11 @@ def settle(d: Draft, run: Run, cause: Cause, error: str = "", result: Result | N
             outcomes,
             output=facts.output,
             usage=facts.usage,
-            error=error,
+            error=error or (run.cancel_reason if cause == "cancelled" else ""),
             message_count=facts.message_count,
             digest=facts.digest,
             result_hash=facts.result_hash,
-            retry_at=retry_at,
+            retry_at=max(retry_at, member.retry_at) if retry_at else 0,
         ),
         run.member_id,
         run.run_id,
@@ -238,34 +290,48 @@ def _json(value: object) -> str:
 
 
 def _outcome(cause: Cause, one: Input, attempt: int, error: str, *, last: bool, backlog: bool) -> e.Outcome:
-    outcome = OUTCOMES[cause, last, backlog]
-    reason = ""
-    if outcome == "abandoned":
-        reason = f"{_REASONS[cause]}: {error}" if error else _REASONS[cause]
-    return e.Outcome(one.canonical_input_id, outcome, reason, attempt)
+    outcome = FIXED.get(cause) or OUTCOMES[cause, last, backlog]
+    return e.Outcome(one.canonical_input_id, outcome, _reason(cause, outcome, error), attempt)
+
+
+def _reason(cause: Cause, outcome: e.Ended, error: str) -> str:
+    if outcome != "abandoned":
+        return ""
+    return f"{_REASONS[cause]}: {error}" if error else _REASONS[cause]
+
+
+def _steered_outcomes(run: Run, cause: Cause, error: str, taken: Sequence[str]) -> list[e.Outcome]:
+    """Return what becomes of steered inputs: those that were taken in share the fate of the batch."""
+    outcomes: list[e.Outcome] = []
+    sequence = 0
+    for one, attempt in zip(run.steered or (), run.steered_attempts or (), strict=True):
+        name = one.canonical_input_id
+        if name not in taken:
+            outcome = RETURNED[cause]
+            outcomes.append(e.Outcome(name, outcome, _reason(cause, outcome, error), attempt))
+            continue
+        fate = _outcome(cause, one, attempt, error, last=attempt >= MAX_ATTEMPTS, backlog=False)
+        if fate.outcome == "consumed":
+            sequence += 1
+            fate = e.Outcome(name, "consumed", "", attempt, sequence)
+        outcomes.append(fate)
+    return outcomes
 
 
 def resend(d: Draft, run: Run) -> None:
-    """The run's agent came back without it: send it again, or call the attempt lost when that was tried enough."""
+    """The run's agent came back without it: send it again, or call the attempt lost when that was tried enough.
+
+    A run that is to be cancelled is not sent again.
+    """
     count = run.resent + 1
+    if run.cancel != "none":
+        settle(d, run, "lost", "its agent came back without it")
+        return
     if count >= MAX_RESENDS:
         settle(d, run, "lost", f"its agent came back {count} times without it")
         return
     d.emit(e.RunResent(run.member_id, run.run_id, count), run.member_id, run.run_id)
     d.react(start_run(run))
-
-
-def wake(d: Draft, command: c.Wake) -> Done:
-    """Let every member run whose pause is over."""
-    due: list[str] = []
-    for at, member_id in d.mob.retries:
-        if at > d.context.now or len(due) >= RETRIES_AT_ONCE:
-            break
-        due.append(member_id)
-    for member_id in due:
-        d.emit(e.RetryDue(member_id), member_id)
-        serve_work(d, d.mob.members[member_id])
-    return Done(bool(due))
 
 
 def started(mob: Mob, undo: Undo, record: Record, event: e.RunStarted) -> None:
@@ -274,9 +340,9 @@ def started(mob: Mob, undo: Undo, record: Record, event: e.RunStarted) -> None:
     attachment = mob.attachments[event.attachment_id]
     undo.touch(member)
     unlist(mob, undo, member)
-    batch = take(undo, member, len(event.canonical_input_ids))
+    batch = take(undo, member, event.lane, len(event.canonical_input_ids))
     if [one.canonical_input_id for one in batch] != event.canonical_input_ids:
-        raise ValueError(f"run {event.run_id} holds inputs that are not the head of the queue")
+        raise ValueError(f"run {event.run_id} holds inputs that are not the head of their lane")
     for one, attempt in zip(batch, event.attempts, strict=True):
         undo.touch(one)
         one.attempts = attempt
@@ -291,7 +357,10 @@ def started(mob: Mob, undo: Undo, record: Record, event: e.RunStarted) -> None:
         record.seq,
         record.at,
         exclusive=event.exclusive,
+        stamp=shared(event.stamp),
+        deadline=event.deadline,
     )
+    set_timer(mob, undo, "deadline", event.run_id, 0, event.deadline)
     undo.put(mob.runs, event.run_id, run)
     undo.append(attachment.runs, event.run_id)
     if event.exclusive:
@@ -321,6 +390,7 @@ def settled(mob: Mob, undo: Undo, record: Record, event: e.RunSettled) -> None:
     if attachment.exclusive == event.run_id:
         undo.touch(attachment)
         attachment.exclusive = None
+    set_timer(mob, undo, "deadline", event.run_id, run.deadline, 0)
     member.run_id = None
     member.state = TABLE[member.state, "settle"]
     member.active_seq = record.seq
@@ -330,22 +400,23 @@ def settled(mob: Mob, undo: Undo, record: Record, event: e.RunSettled) -> None:
     elif event.error:
         member.last_error = event.error[:_PREVIEW]
     if event.retry_at:
+        set_timer(mob, undo, "retry", member.member_id, member.retry_at, event.retry_at)
         member.retry_at = event.retry_at
-        insert_sorted(undo, mob.retries, (event.retry_at, member.member_id))
     relist(mob, undo, member, record.seq)
 
 
 def _give_back(undo: Undo, member: Member, run: Run, record: Record, event: e.RunSettled) -> None:
     front: list[Input] = []
     behind: list[Input] = []
-    for one, result in zip(run.inputs, event.outcomes, strict=True):
+    for one, result in zip([*run.inputs, *(run.steered or ())], event.outcomes, strict=True):
         if (event.state, result.outcome) not in LEGAL or one.canonical_input_id != result.canonical_input_id:
             raise ValueError(f"run {run.run_id} {event.state} can't leave {one.canonical_input_id} {result.outcome}")
         if result.outcome in ("consumed", "abandoned"):
             end_input(undo, member, one.key, record)
             continue
         undo.touch(one)
-        one.attempts -= event.state == "released" or one.attempts == MAX_ATTEMPTS
+        uncounted = event.state == "released" or result.outcome == "returned"
+        one.attempts -= uncounted or one.attempts == MAX_ATTEMPTS
         one.losses += event.state == "lost"
         (behind if result.outcome == "requeued_behind" else front).append(one)
     put_back(undo, member, front, at_end=False)
@@ -370,6 +441,6 @@ def retry_due(mob: Mob, undo: Undo, record: Record, event: e.RetryDue) -> None:
     """Evolve: the member's pause is over."""
     member = mob.members[event.member_id]
     undo.touch(member)
-    remove_sorted(undo, mob.retries, (member.retry_at, member.member_id))
+    set_timer(mob, undo, "retry", member.member_id, member.retry_at, 0)
     member.retry_at = 0
     relist(mob, undo, member, record.seq)

@@ -8,9 +8,11 @@ a run and with all that waits. At most one member moves for each run that ends, 
 from typing import Final
 
 from mobd_server.machines.draft import Draft
+from mobd_server.machines.lanes import choose
 from mobd_server.machines.placement import (
     assign_to,
     dispatch,
+    dispatches,
     fill,
     free_members,
     is_idle,
@@ -18,7 +20,6 @@ from mobd_server.machines.placement import (
     next_waiting,
     place,
     release,
-    select_batch,
     serves,
 )
 from mobd_server.machines.state import Attachment, Member
@@ -120,10 +121,8 @@ def borrow(d: Draft, there: Attachment) -> bool:
 
 
 def _is_free(d: Draft, attachment: Attachment) -> bool:
-    mob = d.mob
     return (
-        mob.phase == "running"
-        and mob.pending == "none"
+        dispatches(d.mob)
         and not attachment.ready
         and attachment.exclusive is None
         and len(attachment.runs) < attachment.capacity
@@ -133,7 +132,7 @@ def _is_free(d: Draft, attachment: Attachment) -> bool:
 
 def _may_move(member: Member, here: Attachment, there: Attachment) -> bool:
     """Whether an agent serves a member as specifically as the one that it has: by name before by role."""
-    if there.runs and select_batch(member)[1]:
+    if there.runs and choose(member).exclusive:
         # It must be alone; where it is it has its turn.
         return False
     if member.member_id in here.names:

@@ -1,0 +1,341 @@
+"""The end of a member: retiring, destroying, respawning, and leaving the roster (runtime §4, core §5, §11.3).
+
+A retirement has two phases. The runtime refuses inputs at once; what it has is run if it has an agent and the mob runs,
+else it is given up. When nothing is left the member loses its agent, and leaves the roster if it was asked to. A member
+that drains and loses its agent may be served by another one for a minute; then the rest is given up. A destruction and
+a respawn give everything up at once. What was delivered stays known by its key after the member has gone.
+"""
+
+from typing import Final, Literal
+
+from mobd_server.errors import ProfileNotFound
+from mobd_server.machines import commands as c
+from mobd_server.machines import events as e
+from mobd_server.machines import operation
+from mobd_server.machines.admission import require_admitted
+from mobd_server.machines.answers import Destroyed, Respawned, Retired, SendRetire, SendUnassign
+from mobd_server.machines.cancel import check_fence, fenced_member, request
+from mobd_server.machines.draft import Draft
+from mobd_server.machines.inbox import DEDUPE_US, abandon_waiting
+from mobd_server.machines.lanes import count_waiting
+from mobd_server.machines.member import TABLE, relist, set_timer
+from mobd_server.machines.placement import place, reuse
+from mobd_server.machines.records import Record, SessionRow
+from mobd_server.machines.roster import EMPTY_DIGEST, deliver_initial
+from mobd_server.machines.run import settle
+from mobd_server.machines.state import DRAIN_US, Former, Member, Mob, Report
+from mobd_server.machines.undo import Undo
+from mobd_server.machines.views import view_member
+
+# Former members that one event forgets; what is left goes with the next.
+FORGET_AT_ONCE: Final = 64
+
+Reason = Literal["destroyed", "retired", "reset"]
+
+
+def retire_member(d: Draft, command: c.RetireMember) -> Retired:
+    """Retire a member's runtime and take the member off the roster once it has drained."""
+    mob = d.mob
+    require_admitted(mob, c.RetireMember)
+    member = mob.members.get(command.member_id)
+    if member is None:
+        return Retired(already=True)
+    check_fence(member, command.generation, command.fence_token)
+    if command.interrupt_first and member.run_id is not None:
+        request(d, mob.runs[member.run_id], hard=False, reason="its member is retired")
+    if member.lifecycle == "retiring":
+        return Retired(0, count_pending(mob, member), True)
+    return retire(d, member)
+
+
+def retire(d: Draft, member: Member) -> Retired:
+    """Let a member leave the roster."""
+    d.emit(e.MemberRetiring(member.member_id), member.member_id)
+    return _retire_runtime(d, member)
+
+
+def retire_runtime(d: Draft, command: c.RetireRuntime) -> Retired:
+    """Retire a member's runtime; the member stays on the roster."""
+    require_admitted(d.mob, c.RetireRuntime)
+    return _retire_runtime(d, fenced_member(d.mob, command.member_id, command.generation, command.fence_token))
+
+
+def count_pending(mob: Mob, member: Member) -> int:
+    """Return how many inputs of a retired member are still to be run."""
+    if mob.phase != "running":
+        # Nothing is started, and a run in flight is nobody's to wait for.
+        return 0
+    run = mob.runs.get(member.run_id or "")
+    held = len(run.inputs) + len(run.steered or ()) if run is not None else 0
+    return held + count_waiting(member)
+
+
+def _retire_runtime(d: Draft, member: Member) -> Retired:
+    if member.state == "destroyed":
+        return Retired(already=True)
+    if member.state == "retired":
+        return Retired(0, count_pending(d.mob, member), True)
+    executor = member.executor
+    drains = executor is not None and d.mob.phase == "running"
+    abandoned = 0 if drains else count_waiting(member)
+    pending = count_pending(d.mob, member) if drains else 0
+    d.emit(e.RuntimeRetired(member.member_id, abandoned, pending), member.member_id)
+    if executor is not None:
+        d.react(SendRetire(executor.attachment_id, member.member_id, executor.fence, pending > 0))
+    if not drains:
+        abandon_waiting(d, member, "retired")
+    return Retired(abandoned, pending)
+
+
+def destroy_runtime(d: Draft, command: c.DestroyRuntime) -> Destroyed:
+    """Give everything up that a member has, fence its agent, and end its runtime for good."""
+    require_admitted(d.mob, c.DestroyRuntime)
+    member = fenced_member(d.mob, command.member_id, command.generation, command.fence_token)
+    if member.state == "destroyed":
+        return Destroyed(already=True)
+    return Destroyed(destroy(d, member, "the member is destroyed"))
+
+
+def destroy(d: Draft, member: Member, why: str) -> int:
+    """End a member's runtime; return how many inputs that gave up."""
+    count = strip(d, member, "destroyed", why)
+    d.emit(e.MemberDestroyed(member.member_id, count), member.member_id)
+    return count
+
+
+def strip(d: Draft, member: Member, reason: Reason, why: str) -> int:
+    """Take run, waiting inputs and agent from a member; return how many inputs that gave up."""
+    mob = d.mob
+    count = 0
+    if member.run_id is not None:
+        run = mob.runs[member.run_id]
+        count += len(run.inputs) + len(run.steered or ())
+        settle(d, run, reason)
+    count += abandon_waiting(d, member, reason)
+    executor = member.executor
+    if executor is not None:
+        _release(d, member, why)
+        if mob.phase == "running" and mob.pending != "destroy":
+            reuse(d, mob.attachments[executor.attachment_id], avoid=member.member_id)
+    return count
+
+
+def _release(d: Draft, member: Member, why: str) -> None:
+    executor = member.executor
+    if executor is not None:
+        d.emit(
+            e.ExecutorReleased(member.member_id, executor.attachment_id, executor.fence, why),
+            member.member_id,
+        )
+        d.react(SendUnassign(executor.attachment_id, member.member_id, executor.fence, why))
+
+
+def respawn_member(d: Draft, command: c.RespawnMember) -> Respawned:
+    """Replace a member's incarnation by a new one with the same name, role, labels and context."""
+    mob = d.mob
+    require_admitted(mob, c.RespawnMember)
+    member = fenced_member(mob, command.member_id, command.generation, command.fence_token)
+    if member.role not in mob.definition.profiles:
+        raise ProfileNotFound(
+            f"the definition of mob '{mob.mob_id}' has no role '{member.role}'",
+            {"mob_id": mob.mob_id, "role": member.role, "roles": ", ".join(sorted(mob.definition.profiles))},
+        )
+    generation, fence_token = member.generation, member.fence_token
+    count = strip(d, member, "retired", "the member is respawned")
+    ids = d.context.ids
+    session_id, operation_id = ids.new("ses"), ids.new("op")
+    initial = ids.new("in") if command.initial_message is not None else ""
+    owner = mob.operations[member.operation_id].owner if member.operation_id in mob.operations else ""
+    d.emit(
+        e.MemberRespawned(
+            member.member_id, generation + 1, mob.fences + 1, session_id, operation_id, owner, initial, count
+        ),
+        member.member_id,
+    )
+    d.sessions.append(SessionRow(session_id, member.member_id, 0, EMPTY_DIGEST))
+    member = mob.members[command.member_id]
+    place(d, member)
+    deliver_initial(d, member, command.initial_message)
+    return Respawned(view_member(mob, member), generation, fence_token, count)
+
+
+def remove(d: Draft, member: Member, reason: Reason, why: str) -> None:
+    """Give everything up that a member has and take it off the roster at once."""
+    if member.state not in ("retired", "destroyed"):
+        held = d.mob.runs.get(member.run_id or "")
+        count = count_waiting(member) + (len(held.inputs) + len(held.steered or ()) if held is not None else 0)
+        d.emit(e.RuntimeRetired(member.member_id, count), member.member_id)
+    strip(d, member, reason, why)
+    _leave(d, member)
+
+
+def _leave(d: Draft, member: Member) -> None:
+    d.emit(
+        e.MemberRetired(member.member_id, member.generation, _forgets(d.mob, d.context.now)),
+        member.member_id,
+    )
+
+
+def _forgets(mob: Mob, now: int) -> list[str] | None:
+    """Choose the former members that are remembered no longer: nothing that was delivered to them counts any more."""
+    horizon = now - DEDUPE_US
+    old: list[str] = []
+    for member_id in mob.left[:FORGET_AT_ONCE]:
+        if mob.former[member_id].left_at >= horizon:
+            break
+        old.append(member_id)
+    return old or None
+
+
+def finish(d: Draft) -> None:
+    """Go on with retirements that this decision touched; called at the end of every decision."""
+    mob = d.mob
+    if not mob.draining or mob.pending == "destroy":
+        return
+    for member_id in _touched(d):
+        member = mob.members.get(member_id)
+        if member is None:
+            continue
+        if member.run_id is not None:
+            continue
+        if not count_waiting(member):
+            _drained(d, member)
+        elif member.executor is None and not member.drain_until and mob.phase == "running" and not place(d, member):
+            d.emit(e.DrainSuspended(member_id, d.context.now + DRAIN_US), member_id)
+
+
+def _touched(d: Draft) -> list[str]:
+    draining = d.mob.draining
+    touched: set[str] = set()
+    for record in d.records:
+        if record.member_id is not None:
+            if record.member_id in draining:
+                touched.add(record.member_id)
+        elif isinstance(record.event, e.MobStarted | e.MobResumed):
+            return sorted(draining)
+    return sorted(touched)
+
+
+def _drained(d: Draft, member: Member) -> None:
+    executor = member.executor
+    _release(d, member, f"the member is {member.state}")
+    if member.lifecycle == "retiring":
+        _leave(d, member)
+    if executor is not None:
+        reuse(d, d.mob.attachments[executor.attachment_id], avoid=member.member_id)
+
+
+def runtime_retired(mob: Mob, undo: Undo, record: Record, event: e.RuntimeRetired) -> None:
+    """Evolve: the member's runtime accepts nothing more."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    member.state = TABLE[member.state, "retire"]
+    member.inputs_abandoned = event.inputs_abandoned
+    undo.put(mob.draining, event.member_id, None)
+    if mob.pending != "none":
+        report = Report(event.member_id, event.inputs_abandoned, event.inputs_pending_drain)
+        undo.put(mob.reports, event.member_id, report)
+    operation.retiring(mob, undo, record, member)
+    # While it drains everything that waits makes it run.
+    relist(mob, undo, member, record.seq)
+
+
+def retiring(mob: Mob, undo: Undo, record: Record, event: e.MemberRetiring) -> None:
+    """Evolve: the member leaves the roster when it has drained."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    member.lifecycle = "retiring"
+    undo.put(mob.draining, event.member_id, None)
+    if mob.pending != "none":
+        undo.put(mob.reports, event.member_id, Report(event.member_id))
+
+
+def suspended(mob: Mob, undo: Undo, record: Record, event: e.DrainSuspended) -> None:
+    """Evolve: the draining member waits for another agent, for a time."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    set_timer(mob, undo, "drain", event.member_id, member.drain_until, event.until)
+    member.drain_until = event.until
+
+
+def _clear_timers(mob: Mob, undo: Undo, member: Member) -> None:
+    set_timer(mob, undo, "retry", member.member_id, member.retry_at, 0)
+    set_timer(mob, undo, "drain", member.member_id, member.drain_until, 0)
+    member.retry_at = member.drain_until = 0
+
+
+def left(mob: Mob, undo: Undo, record: Record, event: e.MemberRetired) -> None:
+    """Evolve: the member is off the roster; what was delivered to it stays known."""
+    for old in event.forgets or ():
+        if mob.left[:1] != [old]:
+            raise ValueError(f"former member {old} is not the one that left first")
+        undo.drop(mob.former, old)
+        undo.splice(mob.left, 0, 1, ())
+    member = mob.members[event.member_id]
+    if member.executor is not None or member.run_id is not None or count_waiting(member):
+        raise ValueError(f"member {event.member_id} left the roster with an agent, a run or inputs")
+    undo.touch(member)
+    _clear_timers(mob, undo, member)
+    operation.ended(mob, undo, record, member, "retired", "")
+    undo.drop(mob.members, event.member_id)
+    if event.member_id in mob.draining:
+        undo.drop(mob.draining, event.member_id)
+    for run_id in member.receipts or ():
+        undo.drop(mob.receipts, run_id)
+    former = Former(
+        member.member_id,
+        member.role,
+        member.generation,
+        record.at,
+        member.dedupe,
+        member.ended,
+        member.forgotten_at,
+    )
+    undo.put(mob.former, event.member_id, former)
+    undo.append(mob.left, event.member_id)
+
+
+def destroyed(mob: Mob, undo: Undo, record: Record, event: e.MemberDestroyed) -> None:
+    """Evolve: the member's runtime is gone for good; what it had ended stays known."""
+    member = mob.members[event.member_id]
+    undo.touch(member)
+    _clear_timers(mob, undo, member)
+    member.state = TABLE[member.state, "destroy"]
+    member.inputs_abandoned = event.inputs_abandoned
+    operation.ended(mob, undo, record, member, "destroyed", "the member was destroyed")
+    relist(mob, undo, member, record.seq)
+
+
+def respawned(mob: Mob, undo: Undo, record: Record, event: e.MemberRespawned) -> None:
+    """Evolve: the member has a new incarnation."""
+    old = mob.members[event.member_id]
+    if old.executor is not None or old.run_id is not None or count_waiting(old):
+        raise ValueError(f"member {event.member_id} was respawned with an agent, a run or inputs")
+    undo.touch(old)
+    undo.touch(mob)
+    _clear_timers(mob, undo, old)
+    operation.ended(mob, undo, record, old, "retired", "the member was respawned")
+    mob.fences = event.fence_token
+    if event.member_id in mob.draining:
+        undo.drop(mob.draining, event.member_id)
+    new = Member(
+        member_id=old.member_id,
+        role=old.role,
+        generation=event.generation,
+        fence_token=event.fence_token,
+        session_id=event.session_id,
+        created_at=record.at,
+        state=TABLE[old.state, "respawn"],
+        labels=old.labels,
+        context=old.context,
+        dedupe=old.dedupe,
+        ended=old.ended,
+        forgotten_at=old.forgotten_at,
+        digest=EMPTY_DIGEST,
+        receipts=old.receipts,
+        active_seq=record.seq,
+        operation_id=event.operation_id,
+        initial_input_id=event.initial_input_id,
+    )
+    undo.put(mob.members, event.member_id, new)
+    operation.begin(mob, undo, record, event.operation_id, event.owner, new)
