@@ -120,6 +120,8 @@ class MobActor:
             call.traceparent,
             call.request_id,
             call.request_hash,
+            call.validate_only,
+            call.acting,
         )
         try:
             decided = decide(mob, command, context, self.epoch)
@@ -139,7 +141,7 @@ class MobActor:
                 self._arm()
         elif decided.replay_seq and reply is not None:
             reply = partial(self._replay, ANSWER_TYPES[type(command)], decided.replay_seq, reply)
-        self._hold(reply, Reply(decided.answer, None, mob.head, append=append), decided.reactions)
+        self._hold(reply, Reply(decided.answer, None, mob.head, append=append, would=decided.would), decided.reactions)
 
     async def ask(self, command: Command, call: Call, kept: bool = False) -> Reply:
         """Return the reply to `command`, or raise its error. To cancel this does not undo the decision."""

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from mobd_server.errors import MobdError
 from mobd_server.machines.answers import AgentReaction, Answer
-from mobd_server.machines.records import Append
+from mobd_server.machines.records import Append, Record
 from mobd_server.ports import Result
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ class Call(Struct, gc=False):
     request_id: str | None = None
     # Hexadecimal SHA-256 of method and canonical request; given with request_id.
     request_hash: str | None = None
+    # Decide, say what would be appended, and leave no trace.
+    validate_only: bool = False
+    # The run as whose agent the caller acts, and the fence of its executor.
+    acting: tuple[str, int] | None = None
 
 
 class Reply(Struct, gc=False):
@@ -35,6 +39,8 @@ class Reply(Struct, gc=False):
     cursor: int = 0
     replayed: bool = False
     append: Append | None = None
+    # With `validate_only`: what would have been appended.
+    would: Sequence[Record] = ()
 
 
 Receiver = Callable[[Reply], None]

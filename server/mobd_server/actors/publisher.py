@@ -4,10 +4,10 @@ A mob's feed begins at the head of its first load in this process, so a reader o
 nothing to wait for: load it first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mobd_server.actors.feed import Feed, Subscription
-from mobd_server.actors.watch import MOB_KEY, Watch, input_key, member_key
+from mobd_server.actors.watch import MOB_KEY, Watch, input_key, life_key, member_key
 from mobd_server.errors import Draining, LogChanged, MobdError
 from mobd_server.ports import Clock, Store
 
@@ -66,13 +66,20 @@ class Publisher:
 
         Open the watch before the state is read for the first time, and close it at the end.
         """
-        feed = self._feeds[mob_id]
         keys = [MOB_KEY]
         if member_id is not None:
             keys.append(member_key(member_id))
         if canonical_input_id is not None:
             keys.append(input_key(canonical_input_id))
-        watch = Watch(feed.watches, self._clock, tuple(keys))
+        return self._watch(mob_id, tuple(keys))
+
+    def watch_lives(self, mob_id: str, member_ids: Iterable[str]) -> Watch:
+        """Wait until members of a mob that was loaded may be ready, or have nothing left to do; see `watch`."""
+        return self._watch(mob_id, (MOB_KEY, *map(life_key, member_ids)))
+
+    def _watch(self, mob_id: str, keys: tuple[str, ...]) -> Watch:
+        feed = self._feeds[mob_id]
+        watch = Watch(feed.watches, self._clock, keys)
         feed.watches.add(watch)
         if self._closed:
             watch.end(_draining())

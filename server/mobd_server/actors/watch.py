@@ -28,6 +28,11 @@ def input_key(canonical_input_id: str) -> str:
     return f"i/{canonical_input_id}"
 
 
+def life_key(member_id: str) -> str:
+    """Return the key of what may bring a member nearer to being ready, or to having nothing left to do."""
+    return f"l/{member_id}"
+
+
 def _mob(_event: e.Event) -> Iterable[str]:
     return (MOB_KEY,)
 
@@ -36,12 +41,27 @@ def _member(event: Any) -> Iterable[str]:
     return (member_key(event.member_id),)
 
 
-def _inputs(event: e.InputAbandoned | e.RunStarted) -> Iterable[str]:
+def _life(event: Any) -> Iterable[str]:
+    return (member_key(event.member_id), life_key(event.member_id))
+
+
+def _input(event: e.InputSuperseded | e.InputCoalesced) -> Iterable[str]:
+    return (input_key(event.canonical_input_id),)
+
+
+def _inputs(event: e.RunStarted | e.RunSteered) -> Iterable[str]:
     return map(input_key, event.canonical_input_ids)
 
 
+def _given_up(event: e.InputAbandoned) -> Iterable[str]:
+    yield life_key(event.member_id)
+    yield from map(input_key, event.canonical_input_ids)
+
+
 def _outcomes(event: e.RunSettled) -> Iterable[str]:
-    return (input_key(outcome.canonical_input_id) for outcome in event.outcomes)
+    yield life_key(event.member_id)
+    for outcome in event.outcomes:
+        yield input_key(outcome.canonical_input_id)
 
 
 # Whom each kind of event concerns; the kinds that are not here concern nobody who waits.
@@ -51,26 +71,43 @@ KEYS: Final[dict[type[e.Event], Callable[[Any], Iterable[str]]]] = {
     e.MobResumed: _mob,
     e.MobDestroying: _mob,
     e.MobDestroyed: _mob,
+    e.MobCompleting: _mob,
+    e.MobCompleted: _mob,
+    e.MobResetting: _mob,
+    e.MobCleanupBegun: _mob,
+    e.MobCleanupFinished: _mob,
+    e.RetireAllBegun: _mob,
+    e.RetireAllFinished: _mob,
     e.AttachmentOpened: _mob,
     e.AttachmentClosed: _mob,
-    e.MemberDestroyed: _member,
+    e.MemberDestroyed: _life,
+    e.MemberRespawned: _life,
+    e.RuntimeRetired: _life,
+    e.MemberRetiring: _member,
+    e.MemberRetired: _life,
+    e.DrainSuspended: _member,
     e.ExecutorAssigned: _member,
-    e.ExecutorConfirmed: _member,
-    e.ExecutorReleased: _member,
-    e.ExecutorLost: _member,
+    e.ExecutorConfirmed: _life,
+    e.ExecutorReleased: _life,
+    e.ExecutorLost: _life,
     e.RetryDue: _member,
-    e.InputAbandoned: _inputs,
+    e.InputSuperseded: _input,
+    e.InputCoalesced: _input,
+    e.InputAbandoned: _given_up,
     e.RunStarted: _inputs,
+    e.RunSteered: _inputs,
     e.RunSettled: _outcomes,
 }
 
-OF_INPUTS: Final = frozenset({e.InputAbandoned, e.RunStarted, e.RunSettled})
+OF_INPUTS: Final = frozenset(
+    {e.InputSuperseded, e.InputCoalesced, e.InputAbandoned, e.RunStarted, e.RunSteered, e.RunSettled}
+)
 
 
 class Watch:
     """One reader's wait. A change between two calls of `changed` is not missed."""
 
-    __slots__ = ("_bell", "_board", "_changed", "_error", "_news", "keys")
+    __slots__ = ("_bell", "_board", "_changed", "_error", "_news", "_of_input", "keys")
 
     def __init__(self, board: "Watches", clock: Clock, keys: tuple[str, ...]) -> None:
         self._board = board
@@ -78,6 +115,8 @@ class Watch:
         self._changed = False
         self._error: MobdError | None = None
         self._news: list[Record] = []
+        # A watch of many members hands out no news: nobody would take them.
+        self._of_input = any(key.startswith("i/") for key in keys)
         self.keys = keys
 
     async def changed(self, patience_s: float | None = None) -> bool:
@@ -97,14 +136,14 @@ class Watch:
         self._board.remove(self)
 
     def news(self) -> list[Record]:
-        """Return the events of the watch's input since the last call, in order: a run started, settled, or given up."""
+        """Return the events of the watch's input since the last call, in order: what took, gave back or ended it."""
         news, self._news = self._news, []
         return news
 
     def notify(self, record: Record) -> None:
         """Take note of a change."""
         self._changed = True
-        if type(record.event) in OF_INPUTS:
+        if self._of_input and type(record.event) in OF_INPUTS:
             self._news.append(record)
         self._bell.ring()
 
