@@ -193,7 +193,7 @@ def decide(state: Mob, command: c.Command, context: c.Context, epoch: int) -> De
             _check_acting(state, context.acting)
         answer = DECIDE[type(command)](draft, command)
         if state.draining or state.pending == "complete":
-            retirement.finish(draft)
+            retirement.finish(draft, everything=type(command) is c.Continue)
             slices.finish(draft)
         if context.validate_only:
             return Decided(answer, None, [], would=draft.records)

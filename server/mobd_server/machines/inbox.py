@@ -20,7 +20,7 @@ from mobd_server.machines.draft import Draft
 from mobd_server.machines.keys import input_key as input_key
 from mobd_server.machines.lanes import add, count_waiting, take_one, waiting
 from mobd_server.machines.member import accepts_inputs, relist, set_timer
-from mobd_server.machines.policy import Policy, drives, mode_invalid, policy_of, shared, stamp_of
+from mobd_server.machines.policy import drives, mode_invalid, policy_of, shared, stamp_of
 from mobd_server.machines.records import Record
 from mobd_server.machines.sharing import serve_work
 from mobd_server.machines.state import NOTHING, Dedupe, Input, Kind, Member, Mob
@@ -43,7 +43,9 @@ def content_hash(content: bytes | memoryview) -> bytes:
 
 def deliver(d: Draft, command: c.Deliver) -> Delivered:
     """Accept one input, or say why not. Raises what the mob's phase or a missing member raises."""
-    outcome = _deliver(d, command)
+    touched: dict[str, Member] = {}
+    outcome = _deliver(d, command, touched)
+    _serve(d, touched)
     if isinstance(outcome, UnknownMember):
         raise MemberNotFound(
             f"mob '{d.mob.mob_id}' has no member '{command.member_id}'",
@@ -53,11 +55,25 @@ def deliver(d: Draft, command: c.Deliver) -> Delivered:
 
 
 def deliver_batch(d: Draft, command: c.DeliverBatch) -> BatchDelivered:
-    """Deliver in order, each for itself; only the mob's phase refuses all of them."""
-    return BatchDelivered([_deliver(d, one) for one in command.deliveries])
+    """Deliver in order, each for itself; only the mob's phase refuses all of them.
+
+    Members run what they got when all of it is there, so that one batch of inputs makes one batch of a run.
+    """
+    touched: dict[str, Member] = {}
+    outcomes = [_deliver(d, one, touched) for one in command.deliveries]
+    _serve(d, touched)
+    return BatchDelivered(outcomes)
 
 
-def _deliver(d: Draft, command: c.Deliver) -> Delivered:
+def _serve(d: Draft, touched: dict[str, Member]) -> None:
+    for member in touched.values():
+        if member.run_id is None:
+            serve_work(d, member)
+        elif member.steer:
+            steer_waiting(d, d.mob.runs[member.run_id])
+
+
+def _deliver(d: Draft, command: c.Deliver, touched: dict[str, Member]) -> Delivered:
     mob = d.mob
     if mode_invalid(command.kind, command.handling_mode):
         return Rejected("handling_mode_invalid", f"a {command.kind} has no handling mode: leave it out")
@@ -75,13 +91,20 @@ def _deliver(d: Draft, command: c.Deliver) -> Delivered:
     if refusal is not None:
         return refusal
     canonical = d.context.ids.new("in")
-    seq = accept(d, member, command, canonical, replaced)
+    seq = _accept(d, member, command, canonical, replaced)
+    touched[member.member_id] = member
     executor = member.executor
     return Accepted(command.input_id, canonical, executor.attachment_id if executor else None, seq)
 
 
-def accept(d: Draft, member: Member, command: c.Deliver, canonical: str, replaced: Input | None = None) -> int:
-    """Let an input in under the name `canonical`, in place of `replaced`; return the seq of its event."""
+def accept(d: Draft, member: Member, command: c.Deliver, canonical: str) -> None:
+    """Let an input in that no caller delivered, under the name `canonical`, and see to it that it runs."""
+    _accept(d, member, command, canonical, None)
+    _serve(d, {member.member_id: member})
+
+
+def _accept(d: Draft, member: Member, command: c.Deliver, canonical: str, replaced: Input | None) -> int:
+    """Let an input in, in place of `replaced`; return the seq of its event."""
     mob, kind = d.mob, command.kind
     policy = policy_of(kind, command.handling_mode, running=member.run_id is not None)
     profile = mob.definition.profiles.get(member.role)
@@ -89,7 +112,7 @@ def accept(d: Draft, member: Member, command: c.Deliver, canonical: str, replace
     if replaced is not None:
         ended = e.InputCoalesced if policy.queue == "coalesce" else e.InputSuperseded
         d.emit(ended(member.member_id, replaced.canonical_input_id, canonical), member.member_id)
-    seq = d.emit(
+    return d.emit(
         e.InputAccepted(
             member.member_id,
             command.input_id,
@@ -108,17 +131,6 @@ def accept(d: Draft, member: Member, command: c.Deliver, canonical: str, replace
         ),
         member.member_id,
     )
-    if member.run_id is not None:
-        _yield_to(d, member, policy)
-    else:
-        serve_work(d, member)
-    return seq
-
-
-def _yield_to(d: Draft, member: Member, policy: Policy) -> None:
-    """An input that interrupts what yields goes into the run in flight, if its agent can take it."""
-    if policy.wake == "interrupt_yielding" and member.run_id is not None:
-        steer_waiting(d, d.mob.runs[member.run_id])
 
 
 def _replaced(member: Member, kind: Kind, key: str | None) -> Input | None:

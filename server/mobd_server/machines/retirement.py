@@ -13,7 +13,7 @@ from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines import operation
 from mobd_server.machines.admission import require_admitted
-from mobd_server.machines.answers import Destroyed, Respawned, Retired, SendRetire, SendUnassign
+from mobd_server.machines.answers import Again, Destroyed, Respawned, Retired, SendRetire, SendUnassign
 from mobd_server.machines.cancel import check_fence, fenced_member, request
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.inbox import DEDUPE_US, abandon_waiting
@@ -187,17 +187,21 @@ def _forgets(mob: Mob, now: int) -> list[str] | None:
     return old or None
 
 
-def finish(d: Draft) -> None:
-    """Go on with retirements that this decision touched; called at the end of every decision."""
+def finish(d: Draft, *, everything: bool) -> None:
+    """Go on with the retirements that this decision touched, or with all of them; called at its end.
+
+    What does not fit follows in a decision of its own.
+    """
     mob = d.mob
     if not mob.draining or mob.pending == "destroy":
         return
-    for member_id in _touched(d):
+    for member_id in sorted(mob.draining) if everything else _touched(d):
         member = mob.members.get(member_id)
-        if member is None:
+        if member is None or member.run_id is not None:
             continue
-        if member.run_id is not None:
-            continue
+        if d.room <= 0:
+            d.react(Again())
+            return
         if not count_waiting(member):
             _drained(d, member)
         elif member.executor is None and not member.drain_until and mob.phase == "running" and not place(d, member):
@@ -208,11 +212,10 @@ def _touched(d: Draft) -> list[str]:
     draining = d.mob.draining
     touched: set[str] = set()
     for record in d.records:
-        if record.member_id is not None:
-            if record.member_id in draining:
-                touched.add(record.member_id)
-        elif isinstance(record.event, e.MobStarted | e.MobResumed):
+        if isinstance(record.event, e.MobStarted | e.MobResumed):
             return sorted(draining)
+        if record.member_id in draining:
+            touched.add(record.member_id)
     return sorted(touched)
 
 

@@ -45,10 +45,10 @@ def spawn_members(d: Draft, command: c.SpawnMembers) -> SpawnedMembers:
 
 
 def ensure_member(d: Draft, command: c.EnsureMember) -> EnsuredMember:
-    """Spawn unless a member of that name and role is there."""
+    """Spawn unless a member of that name and role is there; one that is leaving is in the way."""
     require_admitted(d.mob, c.EnsureMember)
     member = d.mob.members.get(command.spec.member_id)
-    if member is not None and member.role == command.spec.role:
+    if member is not None and member.role == command.spec.role and member.lifecycle == "active":
         return EnsuredMember(view_member(d.mob, member), False)
     return EnsuredMember(view_member(d.mob, _spawn(d, command.spec)), True)
 
@@ -57,9 +57,10 @@ def _spawn(d: Draft, spec: c.MemberSpec) -> Member:
     mob = d.mob
     there = mob.members.get(spec.member_id)
     if there is not None:
+        still = "" if there.lifecycle == "active" else ", which is still retiring: spawn it anew when it has left"
         raise MemberExists(
-            f"mob '{mob.mob_id}' has a member '{spec.member_id}' of role '{there.role}' already",
-            {"mob_id": mob.mob_id, "member_id": spec.member_id, "role": there.role},
+            f"mob '{mob.mob_id}' has a member '{spec.member_id}' of role '{there.role}' already{still}",
+            {"mob_id": mob.mob_id, "member_id": spec.member_id, "role": there.role, "lifecycle": there.lifecycle},
         )
     if spec.role not in mob.definition.profiles:
         roles = ", ".join(sorted(mob.definition.profiles))

@@ -34,9 +34,9 @@ def serve_work(d: Draft, member: Member) -> None:
     """See to it that a member's new work runs as soon as it may."""
     if member.listed == "ready" and member.executor is not None:
         dispatch(d, d.mob.attachments[member.executor.attachment_id])
-        if member.listed_at == d.mob.head:
+        if member.listed_at > d.base:
             lend(d, member)
-    elif member.listed == "waiting" and member.listed_at == d.mob.head:
+    elif member.listed == "waiting" and member.listed_at > d.base:
         # Only when it begins to wait: later room finds it through the list.
         place(d, member)
 
