@@ -20,7 +20,8 @@ from mobd_server.actors.frames import Terms
 from mobd_server.actors.hub import Hub
 from mobd_server.actors.journal import Journal
 from mobd_server.actors.publisher import Publisher
-from mobd_server.actors.registry import Registry
+from mobd_server.actors.registry import Keep, Registry
+from mobd_server.actors.upkeep import Keeping
 from mobd_server.adapters.rpc.agents import AgentServicer
 from mobd_server.adapters.rpc.bridge import BridgeServicer
 from mobd_server.adapters.rpc.events import EventServicer
@@ -31,6 +32,7 @@ from mobd_server.adapters.rpc.server import AddressTaken, RpcServer, Transport
 from mobd_server.adapters.rpc.server_info import AgentListServicer, ServerServicer
 from mobd_server.adapters.sql import engine as sql
 from mobd_server.adapters.sql import migrate as schema
+from mobd_server.adapters.sql.rebuilding import RebuilderProcess
 from mobd_server.adapters.sql.store import SqlStore
 from mobd_server.adapters.sql.writer import SqlWriter
 from mobd_server.adapters.system import SystemClock, system_ids, system_jitter
@@ -78,6 +80,7 @@ class Server(Struct):
     hub: Hub
     journal: Journal
     rpc: RpcServer
+    rebuilder: RebuilderProcess
 
 
 def run(config: Config) -> None:
@@ -115,6 +118,7 @@ async def serving(config: Config) -> AsyncIterator[Server]:
             yield server
         finally:
             await _drain(server)
+            await server.rebuilder.close()
             writer.close()
             await store.close()
             log.info("stopped", extra={"pid": os.getpid()})
@@ -171,7 +175,10 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
     publisher = Publisher(store, clock)
     terms = Terms(config.heartbeat_s, config.lease_s, config.grace_s, config.accept_s, config.hello_s)
     hub = Hub(journal, store, clock, terms)
-    registry = Registry(store, journal, publisher, hub, clock, system_ids, system_jitter)
+    keeping = Keeping(config.snapshot_events, config.snapshot_tail, config.passivate_after_s)
+    rebuilder = RebuilderProcess(engine.url.render_as_string(hide_password=False))
+    keep = Keep(keeping, rebuilder, writer)
+    registry = Registry(store, journal, publisher, hub, clock, system_ids, system_jitter, keep)
     hub.begin(registry)
     # Logs are named before there is a load whose ids they could have.
     log_ids = system_ids(0)
@@ -196,7 +203,7 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
         ),
         servicers,
     )
-    return Server(config, "", registry, publisher, hub, journal, rpc), writer, store
+    return Server(config, "", registry, publisher, hub, journal, rpc, rebuilder), writer, store
 
 
 @contextmanager

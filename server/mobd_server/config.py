@@ -58,6 +58,16 @@ class Config(BaseSettings):
     journal_slots: int = Field(4096, ge=16, le=1 << 20, description="Decisions that may wait for their commit.")
     drain_s: float = Field(20.0, ge=0, le=3600, description="How long calls may go on after SIGTERM, in seconds.")
 
+    snapshot_events: int = Field(
+        20_000, ge=100, le=10_000_000, description="Events behind a mob's newest snapshot with which the next is due."
+    )
+    snapshot_tail: int = Field(
+        500, ge=1, le=10_000_000, description="Events behind it for which a mob that leaves memory gets one."
+    )
+    passivate_after_s: float = Field(
+        900.0, ge=0, le=864_000, description="How long a mob at rest stays in memory unused, in seconds; 0 for ever."
+    )
+
     keepalive_s: float = Field(30.0, ge=1, le=86_400, description="How often an idle connection is pinged, in seconds.")
     keepalive_timeout_s: float = Field(
         10.0, ge=1, le=3600, description="Silence after a ping that ends a connection, in seconds."

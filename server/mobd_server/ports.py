@@ -12,8 +12,9 @@ from msgspec import Struct
 
 from mobd_server.machines.commands import Ids
 from mobd_server.machines.records import Append, MessageRow, OperationRow, Record, RunRow
+from mobd_server.machines.sections import Part
 
-__all__ = ["Clock", "Ids", "IdsFactory", "Result", "Store", "Timer", "Writer"]
+__all__ = ["Clock", "Ids", "IdsFactory", "Rebuilder", "Result", "Snapshot", "Store", "Timer", "Writer"]
 
 
 class Timer(Protocol):
@@ -74,8 +75,45 @@ class Writer(Protocol):
     def probe(self, done: Callable[[bool], None]) -> None:
         """Try the store with a new connection and call `done` on the loop with whether it answers."""
 
+    def write_snapshot(
+        self, mob_id: str, log_id: str, snapshot: "Snapshot", spacing: int, done: Callable[[str], None]
+    ) -> None:
+        """Store a snapshot in a transaction of its own, behind the groups that were submitted.
+
+        It is stored only if the mob's log is `log_id` and reaches to the snapshot; those that are superfluous beside
+        it go in the same transaction (machines/snapshot.py). `done` is called on the loop, with why it was not stored
+        or with "". A failure here never hurts a group.
+        """
+
     def close(self) -> None:
         """Wait for what is in flight and release every resource."""
+
+
+class Snapshot(Struct, gc=False):
+    """A row of `snapshots`: the state after event `seq`, as machines/snapshot.py of `format` writes it."""
+
+    seq: int
+    format: int
+    # µs since 1970.
+    taken_at: int
+    state: str
+
+
+class Rebuilder(Protocol):
+    """Folds the state of mobs as they were, off the loop: from the newest snapshot that helps, and the log behind it.
+
+    Both methods raise MobNotFound, CursorAhead, CursorTooOld, MobQuarantined, MobFormatNewer and Unavailable. One
+    state is folded at a time; to cancel a call ends its work.
+    """
+
+    async def state(self, mob_id: str, seq: int) -> bytes:
+        """Return the state after event `seq`, as machines/snapshot.py writes it, read back and compared."""
+
+    async def sections(self, mob_id: str, seq: int) -> list[Part]:
+        """Return the state after event `seq` for its readers (machines/sections.py)."""
+
+    async def close(self) -> None:
+        """Release every resource; what is in flight fails with Unavailable."""
 
 
 class Loaded(Struct, gc=False):
@@ -146,6 +184,28 @@ class Store(Protocol):
 
     async def read_messages(self, mob_id: str, session_id: str, after: int, limit: int) -> list[MessageRow]:
         """Return messages from position `after` on, in order, at most `limit`."""
+
+    async def read_snapshot(self, mob_id: str, at_most: int) -> Snapshot | None:
+        """Return the newest snapshot, of any format, that was taken at `at_most` or before."""
+
+    async def mark_deleting(self, mob_id: str) -> None:
+        """Let a destroyed mob be found no more, durably: `epoch + 1`, so that no incarnation appends, and no wake_at.
+
+        From now on `acquire`, `head`, `list_mobs` and `owing` pass it over, and its id stays taken until
+        `delete_rows` returned. Harmless if repeated. Raises MobNotFound, and InvalidTransition unless it is destroyed.
+        """
+
+    async def delete_rows(self, mob_id: str) -> None:
+        """Remove every row of a mob that is marked, some thousand in each transaction, its row of `mobs` last."""
+
+    async def deleting(self) -> list[str]:
+        """Return the mobs that are marked and still have rows: whoever finds one goes on with `delete_rows`."""
+
+    async def destroy_unreadable(self, mob_id: str) -> None:
+        """Make the mob destroyed without an event, for one whose log can't be folded: `epoch + 1`, and no wake_at.
+
+        Its log stays as it is and can't be loaded; it can be marked and deleted. Raises MobNotFound.
+        """
 
     async def read_operation(self, mob_id: str, operation_id: str) -> OperationRow | None:
         """Return one operation as it stands at the durable head."""

@@ -12,7 +12,9 @@ from mobd_server.actors.actor import MobActor
 from mobd_server.actors.journal import Journal
 from mobd_server.actors.links import Call, Reply
 from mobd_server.actors.publisher import Publisher
-from mobd_server.actors.registry import Registry
+from mobd_server.actors.registry import Keep, Registry
+from mobd_server.actors.upkeep import Keeping
+from mobd_server.adapters.memory.rebuilder import InlineRebuilder
 from mobd_server.adapters.memory.store import MemoryStore, MemoryWriter
 from mobd_server.adapters.system import CountedIds
 from mobd_server.machines import commands as c
@@ -34,6 +36,8 @@ class Agents:
         self.online: set[str] = set()
         self.loads: list[MobActor] = []
         self.evictions: list[str] = []
+        # Agents are connected, or wait.
+        self.busy = False
 
     def connected(self, mob_id: str) -> set[str]:
         return self.online
@@ -50,11 +54,14 @@ class Agents:
     def evicted(self, mob_id: str) -> None:
         self.evictions.append(mob_id)
 
+    def idle(self, mob_id: str) -> bool:
+        return not self.busy
+
 
 class World:
     """One process. Two of them on one store are two processes that fight for its mobs."""
 
-    def __init__(self, store: MemoryStore | None = None, slots: int = 4_096) -> None:
+    def __init__(self, store: MemoryStore | None = None, slots: int = 4_096, keeping: Keeping | None = None) -> None:
         self.clock = ManualClock()
         self.store = store or MemoryStore()
         self.memory = MemoryWriter(self.store)
@@ -66,7 +73,14 @@ class World:
         self.told: list[object] = []
         self.hub = Agents(self.told)
         self.registry = Registry(
-            self.store, self.journal, self.publisher, self.hub, self.clock, self.ids, jitter=lambda: 0.5
+            self.store,
+            self.journal,
+            self.publisher,
+            self.hub,
+            self.clock,
+            self.ids,
+            jitter=lambda: 0.5,
+            keep=Keep(keeping, InlineRebuilder(self.store), self.writer) if keeping is not None else None,
         )
 
     def ids(self, epoch: int) -> CountedIds:

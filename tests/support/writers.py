@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from mobd_server.machines.records import Append
-from mobd_server.ports import Fate, Result, Writer
+from mobd_server.ports import Fate, Result, Snapshot, Writer
 
 Done = Callable[[list[Result]], None]
 
@@ -75,6 +75,14 @@ class HeldWriter:
         assert self._probe is not None
         done, self._probe = self._probe, None
         done(answers)
+
+    def write_snapshot(
+        self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int, done: Callable[[str], None]
+    ) -> None:
+        if self._inner is not None:
+            self._inner.write_snapshot(mob_id, log_id, snapshot, spacing, done)
+        else:
+            done("no store")
 
     def close(self) -> None:
         if self._inner is not None:

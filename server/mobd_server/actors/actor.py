@@ -99,6 +99,11 @@ class MobActor:
         mob = self.mob
         return bool(mob.attachments or mob.runs or mob.timers or mob.pending != "none" or self.wake_at is not None)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether all that was decided is durable and nobody waits for anything."""
+        return not (self.failed or self._waiting or self._due or self.mob.head != self.confirmed)
+
     def submit(self, command: Command, call: Call, reply: Receiver | None = None, kept: bool = False) -> None:
         """Decide `command` in this tick.
 

@@ -82,6 +82,11 @@ class Hub:
         if crew is not None:
             crew.evicted()
 
+    def idle(self, mob_id: str) -> bool:
+        """Whether no agent is connected to the mob, suspended, or waits for it."""
+        crew = self._crews.get(mob_id)
+        return crew is None or crew.empty
+
     def mob_created(self, mob_id: str) -> None:
         """Take note that a mob is there that was not: attach the agents that wait for it."""
         crew = self._crews.get(mob_id)

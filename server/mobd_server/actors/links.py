@@ -58,6 +58,9 @@ class Hub(Protocol):
     def loaded(self, actor: "MobActor") -> None:
         """Take note of a mob that was read from its log: its agents' connections and graces begin anew."""
 
+    def idle(self, mob_id: str) -> bool:
+        """Whether no agent is connected to the mob, suspended, or waits for it."""
+
     def mob_created(self, mob_id: str) -> None:
         """Take note that a mob is there that was not; its creation need not be durable yet."""
 

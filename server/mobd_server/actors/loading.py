@@ -1,27 +1,42 @@
-"""Taking a mob over and folding its log, a little at a time."""
+"""Reading the state of a mob: the newest snapshot that helps, then the log behind it, a little at a time."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
+
+from msgspec import Struct
 
 from mobd_server.actors.feed import Feed
 from mobd_server.actors.publisher import Publisher
-from mobd_server.errors import MobNotFound, MobQuarantined
+from mobd_server.errors import CursorAhead, CursorTooOld, MobNotFound, MobQuarantined
+from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.decision import fold, new_mob
 from mobd_server.machines.records import Record
 from mobd_server.machines.state import Mob
-from mobd_server.ports import Store
+from mobd_server.ports import Loaded, Snapshot, Store
 
 log: Final = logging.getLogger(__name__)
 
 PAGE_EVENTS: Final = 2_000
 # What is folded in one go: others wait as long.
 STEP_EVENTS: Final = 250
+# A snapshot of this many characters and more is read on a thread.
+LARGE_STATE: Final = 1 << 18
 
 
-async def take_over(store: Store, publisher: Publisher, mob_id: str) -> tuple[Mob, int, Feed]:
-    """Become the mob's only incarnation; return its state, its epoch and its feed.
+class Taken(Struct, gc=False):
+    """A mob that was taken over: its state, this incarnation's epoch, its feed, and the snapshot it was read from."""
+
+    mob: Mob
+    epoch: int
+    feed: Feed
+    # 0: none.
+    snapshot_seq: int
+
+
+async def take_over(store: Store, publisher: Publisher, mob_id: str) -> Taken:
+    """Become the mob's only incarnation and read its state.
 
     What the log holds beyond what was published is published on the way: an earlier incarnation may have committed it
     and never have learnt that. Raises MobNotFound, MobQuarantined, MobFormatNewer and Unavailable.
@@ -30,21 +45,111 @@ async def take_over(store: Store, publisher: Publisher, mob_id: str) -> tuple[Mo
     if loaded is None:
         raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
     feed = publisher.open(mob_id, loaded.log_id, loaded.first_seq, loaded.head)
-    mob = new_mob(mob_id)
-    while mob.head < loaded.head:
-        page = await store.read_events(mob_id, mob.head, min(PAGE_EVENTS, loaded.head - mob.head))
+
+    def publish(step: Sequence[Record]) -> None:
+        if step[-1].seq > feed.head:
+            feed.publish(step[max(0, feed.head + 1 - step[0].seq) :])
+
+    # Not a newer snapshot: what was not published must be read.
+    mob, snapshot_seq = await _read(store, mob_id, loaded, min(loaded.head, feed.head), loaded.head, publish)
+    feed.ended = mob.phase == "destroyed"
+    return Taken(mob, loaded.epoch, feed, snapshot_seq)
+
+
+async def rebuild(store: Store, mob_id: str, seq: int) -> Mob:
+    """Return the state after event `seq`, without taking the mob over.
+
+    Raises MobNotFound, CursorAhead, CursorTooOld, MobQuarantined, MobFormatNewer and Unavailable.
+    """
+    loaded = await store.head(mob_id)
+    if loaded is None:
+        raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
+    check_cursor(seq, loaded)
+    mob, _ = await _read(store, mob_id, loaded, seq, seq, lambda _: None)
+    return mob
+
+
+def check_cursor(cursor: int, loaded: Loaded) -> None:
+    """Raise CursorAhead or CursorTooOld unless the log tells the state at `cursor`."""
+    if cursor > loaded.head:
+        raise CursorAhead(
+            f"cursor {cursor} is ahead of the log, which ends at {loaded.head}",
+            {"cursor": str(cursor), "head": str(loaded.head)},
+        )
+    earliest = loaded.first_seq - 1
+    if cursor < earliest:
+        raise CursorTooOld(
+            f"cursor {cursor} is too old: the log begins after {earliest}",
+            {"cursor": str(cursor), "earliest": str(earliest)},
+        )
+
+
+async def _read(
+    store: Store, mob_id: str, loaded: Loaded, at_most: int, head: int, folded: Callable[[Sequence[Record]], None]
+) -> tuple[Mob, int]:
+    """Return the state at `head`, and the seq of the snapshot from which it was read, which is `at_most` or before."""
+    mob = await _from_snapshot(store, mob_id, loaded, at_most)
+    snapshot_seq = mob.head
+    try:
+        await _fold_up_to(store, mob, head, folded)
+    except MobQuarantined:
+        if snapshot_seq == 0 or loaded.first_seq > 1:
+            raise
+        # It may be the snapshot that is wrong, and not the log.
+        log.warning(
+            "snapshot_passed_over", extra={"mob_id": mob_id, "seq": snapshot_seq, "error": "it can't be folded"}
+        )
+        mob, snapshot_seq = new_mob(mob_id), 0
+        await _fold_up_to(store, mob, head, folded)
+    return mob, snapshot_seq
+
+
+async def _from_snapshot(store: Store, mob_id: str, loaded: Loaded, at_most: int) -> Mob:
+    """Return the state of the newest snapshot that can be used; without one, the state before the first event."""
+    while (found := await store.read_snapshot(mob_id, at_most)) is not None:
+        mob = await _usable(found, mob_id, loaded)
+        if mob is not None:
+            return mob
+        at_most = found.seq - 1
+    if loaded.first_seq > 1:
+        raise MobQuarantined(
+            f"the log of mob '{mob_id}' begins at {loaded.first_seq}, and no snapshot before it can be used",
+            {"mob_id": mob_id},
+        )
+    return new_mob(mob_id)
+
+
+async def _usable(found: Snapshot, mob_id: str, loaded: Loaded) -> Mob | None:
+    why = f"it is of format {found.format}"
+    if found.format == snapshots.FORMAT:
+        try:
+            if len(found.state) < LARGE_STATE:
+                mob = snapshots.decode(found.state)
+            else:
+                mob = await asyncio.to_thread(snapshots.decode, found.state)
+        except snapshots.SnapshotUnusable as error:
+            why = str(error)
+        else:
+            if (mob.mob_id, mob.head, mob.log_id) == (mob_id, found.seq, loaded.log_id):
+                return mob
+            why = f"it is of mob '{mob.mob_id}' at {mob.head} in log {mob.log_id}"
+    log.warning("snapshot_passed_over", extra={"mob_id": mob_id, "seq": found.seq, "error": why})
+    return None
+
+
+async def _fold_up_to(store: Store, mob: Mob, head: int, folded: Callable[[Sequence[Record]], None]) -> None:
+    """Fold the log up to `head`; `folded` is called with the events of each step, once they are part of the state."""
+    while mob.head < head:
+        page = await store.read_events(mob.mob_id, mob.head, min(PAGE_EVENTS, head - mob.head))
         if not page:
             raise MobQuarantined(
-                f"the log of mob '{mob_id}' ends at {mob.head} and should end at {loaded.head}", {"mob_id": mob_id}
+                f"the log of mob '{mob.mob_id}' ends at {mob.head} and should end at {head}", {"mob_id": mob.mob_id}
             )
         for start in range(0, len(page), STEP_EVENTS):
             step = page[start : start + STEP_EVENTS]
             _fold(mob, step)
-            if mob.head > feed.head:
-                feed.publish(step[max(0, feed.head + 1 - step[0].seq) :])
+            folded(step)
             await asyncio.sleep(0)
-    feed.ended = mob.phase == "destroyed"
-    return mob, loaded.epoch, feed
 
 
 def _fold(mob: Mob, records: Sequence[Record]) -> None:

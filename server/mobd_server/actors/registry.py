@@ -1,5 +1,7 @@
 """The mobs that are in memory: at most one incarnation of each, read from the log at the first touch.
 
+Those that nobody uses leave it again (actors/upkeep.py); a touch reads them anew.
+
 An incarnation that failed is thrown away. If its mob owes something to agents, clocks or watchers it is read again by
 itself, else at the next touch. One mob that can't be read never keeps another from it.
 """
@@ -10,12 +12,15 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
+from msgspec import Struct
+
 from mobd_server.actors.actor import Links, MobActor, resolve
 from mobd_server.actors.journal import Journal
 from mobd_server.actors.links import Call, Hub, Reply
 from mobd_server.actors.loading import take_over
 from mobd_server.actors.loss import internal
 from mobd_server.actors.publisher import Publisher
+from mobd_server.actors.upkeep import Keeping, Upkeep
 from mobd_server.errors import (
     Draining,
     JournalDown,
@@ -27,7 +32,7 @@ from mobd_server.errors import (
 )
 from mobd_server.machines.commands import CreateMob
 from mobd_server.machines.decision import new_mob, wake_at
-from mobd_server.ports import Clock, IdsFactory, Store, Timer
+from mobd_server.ports import Clock, IdsFactory, Rebuilder, Store, Timer, Writer
 
 log: Final = logging.getLogger(__name__)
 
@@ -40,8 +45,16 @@ BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 30.0
 
 
+class Keep(Struct, frozen=True):
+    """What a registry needs to take snapshots and to let mobs leave memory."""
+
+    keeping: Keeping
+    rebuilder: Rebuilder
+    writer: Writer
+
+
 class Registry:
-    """Loads, creates and evicts mobs."""
+    """Loads, creates, evicts and deletes mobs. Without `keep` no snapshot is taken and no mob leaves memory unasked."""
 
     def __init__(
         self,
@@ -52,6 +65,7 @@ class Registry:
         clock: Clock,
         ids_factory: IdsFactory,
         jitter: Callable[[], float],
+        keep: Keep | None = None,
     ) -> None:
         self._store = store
         self._journal = journal
@@ -70,6 +84,15 @@ class Registry:
         self._failures: dict[str, int] = {}
         self._reloads = asyncio.Semaphore(RELOADS)
         self._tasks: set[asyncio.Task[None]] = set()
+        # Mobs whose rows are being deleted.
+        self._deleting: dict[str, asyncio.Task[None]] = {}
+        self._upkeep = (
+            Upkeep(
+                keep.keeping, keep.rebuilder, keep.writer, publisher, hub, clock, self._actors, self._leave, self._spawn
+            )
+            if keep is not None
+            else None
+        )
         # Mobs that this process can't load, and why.
         self.quarantined: dict[str, MobQuarantined] = {}
         self.newer: dict[str, MobFormatNewer] = {}
@@ -83,14 +106,17 @@ class Registry:
 
     def get(self, mob_id: str) -> MobActor | None:
         """Return the mob if it is in memory."""
-        return self._actors.get(mob_id)
+        actor = self._actors.get(mob_id)
+        if actor is not None and self._upkeep is not None:
+            self._upkeep.used(mob_id)
+        return actor
 
     async def load(self, mob_id: str) -> MobActor:
         """Return the mob, read from its log if it is not in memory. To cancel this does not cancel the reading.
 
         Raises MobNotFound, MobQuarantined, MobFormatNewer and Unavailable.
         """
-        actor = self._actors.get(mob_id)
+        actor = self.get(mob_id)
         if actor is not None:
             return actor
         loading = self._loading.get(mob_id)
@@ -107,7 +133,10 @@ class Registry:
 
         Raises MobExists, and what `load` and `MobActor.ask` raise.
         """
-        while (actor := self._actors.get(mob_id)) is None:
+        while (actor := self.get(mob_id)) is None:
+            if mob_id in self._deleting:
+                # The name is free when the last row is gone.
+                await asyncio.wait([self._deleting[mob_id]])
             try:
                 actor = await self.load(mob_id)
             except MobNotFound:
@@ -119,7 +148,12 @@ class Registry:
         return await actor.ask(command, call)
 
     async def recover(self) -> None:
-        """Read the mobs that owe something: those that are due before this returns, the others in their time."""
+        """Read the mobs that owe something: those that are due before this returns, the others in their time.
+
+        Deletions that were begun are gone on with.
+        """
+        for mob_id in await self._store.deleting():
+            self._begin_deleting(mob_id)
         due = []
         now = self._clock.now()
         for mob_id, at in await self._store.owing():
@@ -135,8 +169,7 @@ class Registry:
         mob_id = actor.mob_id
         if self._actors.get(mob_id) is not actor:
             return
-        del self._actors[mob_id]
-        self._hub.evicted(mob_id)
+        self._unload(mob_id)
         watched = self._publisher.watched(mob_id)
         if not actor.confirmed and not watched:
             # It was never created.
@@ -147,19 +180,114 @@ class Registry:
         if watched or actor.owes:
             self._plan_again(mob_id)
 
+    async def delete(self, mob_id: str) -> None:
+        """Delete a destroyed mob: return when no row of it is left. To cancel this does not stop the deleting.
+
+        From its first moment on the mob is not found, and a crash in between is made good at the next start. Raises
+        MobNotFound, InvalidTransition and Unavailable; after the last of these, ask again.
+        """
+        self._check_accepting()
+        if mob_id not in self._deleting:
+            await self._store.mark_deleting(mob_id)
+            loading = self._loading.get(mob_id)
+            if loading is not None:
+                # It began before the mark, and may end with a mob that is gone.
+                await asyncio.wait([loading])
+            self._forget(mob_id)
+        self._begin_deleting(mob_id)
+        await asyncio.shield(self._deleting[mob_id])
+
+    async def destroy_unreadable(self, mob_id: str) -> bool:
+        """Make a mob destroyed whose log can't be folded, so that it can be deleted; its events can still be read.
+
+        Return False, and do nothing, if the mob can be loaded: it is destroyed like any other. Raises MobNotFound,
+        MobFormatNewer and Unavailable.
+        """
+        self._check_accepting()
+        if mob_id not in self.quarantined:
+            try:
+                await self.load(mob_id)
+            except MobQuarantined:
+                pass
+            else:
+                return False
+        await self._store.destroy_unreadable(mob_id)
+        log.warning("mob_destroyed_unread", extra={"mob_id": mob_id})
+        return True
+
     async def drain(self) -> None:
         """End all subscriptions and watches, load nothing more, and return when all that was decided is durable."""
         self.draining = True
         self._publisher.close()
+        if self._upkeep is not None:
+            self._upkeep.stop()
+        for deleting in self._deleting.values():
+            # What is left is deleted at the next start.
+            deleting.cancel()
         for timer in self._owed.values():
             if timer is not None:
                 timer.cancel()
         self._owed.clear()
-        await asyncio.gather(*self._loading.values(), return_exceptions=True)
+        await asyncio.gather(*self._loading.values(), *self._deleting.values(), return_exceptions=True)
         await self._journal.drain()
         await asyncio.gather(*self._tasks)
         for actor in self._actors.values():
             actor.abandon()
+
+    def _leave(self, actor: MobActor) -> None:
+        """Let a mob at rest leave memory; one that will owe something is read again in time."""
+        mob_id = actor.mob_id
+        self._unload(mob_id)
+        actor.abandon()
+        self._publisher.forget(mob_id)
+        due = wake_at(actor.mob)
+        if due is not None:
+            self._plan(mob_id, max(0, due - self._clock.now()) / 1_000_000)
+        log.info("mob_passivated", extra={"mob_id": mob_id, "head": actor.confirmed})
+
+    def _unload(self, mob_id: str) -> None:
+        del self._actors[mob_id]
+        self._hub.evicted(mob_id)
+        if self._upkeep is not None:
+            self._upkeep.unloaded(mob_id)
+
+    def _forget(self, mob_id: str) -> None:
+        """Leave nothing of a mob that is being deleted; those who follow it are told that it is gone."""
+        actor = self._actors.get(mob_id)
+        if actor is not None:
+            self._unload(mob_id)
+            actor.abandon()
+        timer = self._owed.pop(mob_id, None)
+        if timer is not None:
+            timer.cancel()
+        self._failures.pop(mob_id, None)
+        self.quarantined.pop(mob_id, None)
+        self.newer.pop(mob_id, None)
+        self._publisher.fail(mob_id, lambda: MobNotFound(f"mob '{mob_id}' was deleted", {"mob_id": mob_id}))
+        self._publisher.forget(mob_id)
+
+    def _begin_deleting(self, mob_id: str) -> None:
+        if mob_id not in self._deleting:
+            deleting = self._deleting[mob_id] = self._links.loop.create_task(self._delete_rows(mob_id))
+            # Nobody may be left to take its error.
+            deleting.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _delete_rows(self, mob_id: str) -> None:
+        try:
+            await self._store.delete_rows(mob_id)
+            log.info("mob_deleted", extra={"mob_id": mob_id})
+        except MobdError as error:
+            log.warning("delete_failed", extra={"mob_id": mob_id, "error": error.message})
+            raise
+        finally:
+            del self._deleting[mob_id]
+
+    def _check_accepting(self) -> None:
+        if self.draining:
+            raise Draining("the server shuts down")
+        refusal = self._journal.refusal_while_down()
+        if refusal is not None:
+            raise refusal
 
     def _check(self, mob_id: str) -> None:
         if self.draining:
@@ -167,15 +295,13 @@ class Registry:
         known = self.quarantined.get(mob_id) or self.newer.get(mob_id)
         if known is not None:
             raise _anew(known)
-        refusal = self._journal.refusal_while_down()
-        if refusal is not None:
-            raise refusal
+        self._check_accepting()
 
     async def _load(self, mob_id: str) -> MobActor:
         try:
-            mob, epoch, feed = await take_over(self._store, self._publisher, mob_id)
-            actor = MobActor(mob, epoch, feed, self._ids_factory(epoch), self._links)
-            self._actors[mob_id] = actor
+            taken = await take_over(self._store, self._publisher, mob_id)
+            actor = MobActor(taken.mob, taken.epoch, taken.feed, self._ids_factory(taken.epoch), self._links)
+            self._enter(actor, taken.snapshot_seq)
         except MobdError as refused:
             self._refuse(mob_id, refused)
             raise
@@ -189,8 +315,13 @@ class Registry:
         if timer is not None:
             timer.cancel()
         self._hub.loaded(actor)
-        actor.begin(wake_at(mob))
+        actor.begin(wake_at(actor.mob))
         return actor
+
+    def _enter(self, actor: MobActor, snapshot_seq: int) -> None:
+        self._actors[actor.mob_id] = actor
+        if self._upkeep is not None:
+            self._upkeep.loaded(actor.mob_id, snapshot_seq)
 
     def _refuse(self, mob_id: str, error: MobdError) -> None:
         """Remember why a mob can't be loaded, and tell those who wait for it, unless it is worth another try."""
@@ -214,7 +345,7 @@ class Registry:
         actor.submit(command, call, partial(resolve, future))
         if actor.mob.head:
             # From now on it is there for others, whose answers wait for its creation to be durable.
-            self._actors[mob_id] = actor
+            self._enter(actor, 0)
             self._hub.mob_created(mob_id)
         else:
             self._publisher.forget(mob_id)

@@ -4,7 +4,8 @@ A snapshot is only ever a shorter way to what the log says: one that can't be us
 folded instead. `FORMAT` changes with every change of `Mob` that an old text would be read wrongly by.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -47,6 +48,24 @@ def take(mob: Mob) -> bytes:
     if decode(text) != mob:
         raise SnapshotUnusable(f"the state of mob '{mob.mob_id}' at {mob.head} does not come back as it was")
     return text
+
+
+def superfluous(seqs: Sequence[int], spacing: int) -> list[int]:
+    """Return those of a mob's snapshots, given by their seqs in order, that need not be kept.
+
+    The newest two stay. Behind them two that are kept are never farther apart than half the way from the older one to
+    the newest, or than `spacing` events: a state of the past is folded from at most half the log, and at most
+    2 · log2(newest / spacing) + 4 snapshots stay.
+    """
+    dropped: list[int] = []
+    # The log's beginning needs no snapshot.
+    older = 0
+    for seq, younger in pairwise(seqs[:-1]):
+        if younger - older <= max(spacing, (seqs[-1] - older) // 2):
+            dropped.append(seq)
+        else:
+            older = seq
+    return dropped
 
 
 def _raw(value: Raw) -> Raw:

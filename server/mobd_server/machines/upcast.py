@@ -18,7 +18,7 @@ Table = Mapping[tuple[str, int], Step]
 # (kind, v) -> the step to v + 1. Empty until an event changes after the first release.
 UPCASTERS: Final[dict[tuple[str, int], Step]] = {}
 
-NEWEST: Final[Mapping[str, int]] = {kind: v for kind, v in sorted(BY_KIND)}
+NEWEST: Final[Mapping[str, int]] = dict(sorted(BY_KIND))
 
 _decode: Final = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode: Final = msgspec.json.Encoder().encode

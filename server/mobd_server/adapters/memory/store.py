@@ -11,12 +11,16 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from mobd_server.errors import MobFormatNewer, MobQuarantined, Unavailable
+from mobd_server.errors import InvalidTransition, MobFormatNewer, MobNotFound, MobQuarantined, Unavailable
 from mobd_server.machines.events import BY_KIND
 from mobd_server.machines.records import Append, MessageRow, MobRow, OperationRow, Record, RunRow, SessionRow
-from mobd_server.ports import Loaded, MobListing, Result
+from mobd_server.machines.snapshot import superfluous
+from mobd_server.machines.upcast import upcast
+from mobd_server.ports import Loaded, MobListing, Result, Snapshot
 
 COMMITTED = Result("committed")
+# The phase of a mob whose rows are being deleted.
+DELETING = "deleting"
 
 
 class Log(Struct):
@@ -33,6 +37,7 @@ class Log(Struct):
     sessions: dict[str, SessionRow]
     messages: dict[tuple[str, int], MessageRow]
     operations: dict[str, OperationRow]
+    snapshots: dict[int, Snapshot]
 
 
 class Fault(Struct):
@@ -55,7 +60,8 @@ class MemoryStore:
     def _log(self, mob_id: str) -> Log | None:
         if self.unavailable:
             raise Unavailable("the store does not answer")
-        return self.logs.get(mob_id)
+        log = self.logs.get(mob_id)
+        return log if log is not None and log.phase != DELETING else None
 
     async def acquire(self, mob_id: str) -> Loaded | None:
         log = self._log(mob_id)
@@ -104,6 +110,8 @@ class MemoryStore:
         found: list[MobListing] = []
         for mob_id in sorted(i for i in self.logs if i > after):
             log = self.logs[mob_id]
+            if log.phase == DELETING:
+                continue
             have = msgspec.json.decode(log.row.labels, type=dict[str, str])
             if (phase is None or log.phase == phase) and labels.items() <= have.items():
                 found.append(MobListing(mob_id, log.phase, have, log.head, log.row.log_id, log.row.created_at))
@@ -136,6 +144,35 @@ class MemoryStore:
         log = self._log(mob_id)
         held = [m for (session, _), m in log.messages.items() if session == session_id] if log is not None else []
         return sorted((m for m in held if m.position >= after), key=lambda m: m.position)[:limit]
+
+    async def read_snapshot(self, mob_id: str, at_most: int) -> Snapshot | None:
+        log = self._log(mob_id)
+        seqs = [seq for seq in log.snapshots if seq <= at_most] if log is not None else []
+        return log.snapshots[max(seqs)] if log is not None and seqs else None
+
+    async def mark_deleting(self, mob_id: str) -> None:
+        self._log("")
+        log = self.logs.get(mob_id)
+        if log is None:
+            raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
+        if log.phase not in ("destroyed", DELETING):
+            raise InvalidTransition("DeleteMob", log.phase, "deleted", ("destroyed",))
+        log.epoch, log.phase, log.wake_at = log.epoch + 1, DELETING, None
+
+    async def delete_rows(self, mob_id: str) -> None:
+        self._log("")
+        if mob_id in await self.deleting():
+            del self.logs[mob_id]
+
+    async def deleting(self) -> list[str]:
+        self._log("")
+        return sorted(mob_id for mob_id, log in self.logs.items() if log.phase == DELETING)
+
+    async def destroy_unreadable(self, mob_id: str) -> None:
+        log = self._log(mob_id)
+        if log is None:
+            raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
+        log.epoch, log.phase, log.wake_at = log.epoch + 1, "destroyed", None
 
     async def read_operation(self, mob_id: str, operation_id: str) -> OperationRow | None:
         log = self._log(mob_id)
@@ -206,8 +243,25 @@ class MemoryWriter:
         """Answer in a later tick."""
         self._loop.call_soon(lambda: done(self.answers))
 
+    def write_snapshot(
+        self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int, done: Callable[[str], None]
+    ) -> None:
+        """Store a snapshot and call `done` in a later tick."""
+        self._loop.call_soon(lambda: done(self._keep(mob_id, log_id, snapshot, spacing)))
+
     def close(self) -> None:
         """Nothing is held."""
+
+    def _keep(self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int) -> str:
+        log = self._store.logs.get(mob_id)
+        if log is None or log.row.log_id != log_id or log.phase == DELETING:
+            return "the mob is gone"
+        if log.head < snapshot.seq:
+            return f"the log ends at {log.head}"
+        log.snapshots[snapshot.seq] = snapshot
+        for seq in superfluous(sorted(log.snapshots), spacing):
+            del log.snapshots[seq]
+        return ""
 
     def _commit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
         if self.faults:
@@ -238,7 +292,7 @@ class MemoryWriter:
         if append.create is not None:
             if log is not None:
                 return Result("fenced", "the mob exists")
-            log = logs[append.mob_id] = Log(append.create, append.epoch, 0, "", None, [], {}, {}, {}, {})
+            log = logs[append.mob_id] = Log(append.create, append.epoch, 0, "", None, [], {}, {}, {}, {}, {})
         if log is None or log.epoch != append.epoch or log.head != append.base:
             return Result("fenced", "another incarnation owns the mob")
         log.records.extend(append.records)
@@ -253,14 +307,18 @@ class MemoryWriter:
 
 def decoded(mob_id: str, record: Record) -> Record:
     """Return a record as a database would give it back: its event decoded from its payload."""
-    kind = BY_KIND.get((record.kind, record.v))
-    if kind is None:
-        raise MobFormatNewer(f"event {record.seq} of mob '{mob_id}' is {record.kind} version {record.v}")
+    v, payload = record.v, record.payload
     try:
-        event = msgspec.json.decode(record.payload, type=kind)
+        kind = BY_KIND.get((record.kind, v))
+        if kind is None and (lifted := upcast(record.kind, v, payload)) is not None:
+            v, payload = lifted
+            kind = BY_KIND[record.kind, v]
+        if kind is not None:
+            event = msgspec.json.decode(payload, type=kind)
+            return msgspec.structs.replace(record, v=v, payload=payload, event=event, wire=None)
     except msgspec.MsgspecError as error:
         raise MobQuarantined(f"event {record.seq} of mob '{mob_id}' can't be decoded: {error}") from error
-    return msgspec.structs.replace(record, event=event, wire=None)
+    raise MobFormatNewer(f"event {record.seq} of mob '{mob_id}' is {record.kind} version {record.v}")
 
 
 def unstorable(append: Append) -> bool:

@@ -6,16 +6,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec import structs
 from sqlalchemy import Connection, RowMapping, Select, and_, func, select, tuple_, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from mobd_server.adapters.sql import purge, snapshots
+from mobd_server.adapters.sql.purge import DELETING
 from mobd_server.adapters.sql.rows import FORMAT
 from mobd_server.adapters.sql.tables import events, messages, mobs, operations, runs
 from mobd_server.errors import MobFormatNewer, MobQuarantined, Unavailable
 from mobd_server.machines.events import BY_KIND
 from mobd_server.machines.records import MessageRow, OperationRow, Record, RunRow
-from mobd_server.ports import Loaded, MobListing
+from mobd_server.machines.upcast import upcast
+from mobd_server.ports import Loaded, MobListing, Snapshot
 
 THREADS: Final = 4
 # Rows that a page of a filtered list looks at.
@@ -50,7 +54,7 @@ class SqlStore:
             row = (
                 connection.execute(
                     update(mobs)
-                    .where(mobs.c.mob_id == mob_id)
+                    .where(mobs.c.mob_id == mob_id, mobs.c.phase != DELETING)
                     .values(epoch=mobs.c.epoch + 1)
                     .returning(mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id, mobs.c.format)
                 )
@@ -64,9 +68,8 @@ class SqlStore:
     async def head(self, mob_id: str) -> Loaded | None:
         def work(connection: Connection) -> Loaded | None:
             columns = (mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id, mobs.c.format)
-            return _loaded(
-                mob_id, connection.execute(select(*columns).where(mobs.c.mob_id == mob_id)).mappings().first()
-            )
+            query = select(*columns).where(mobs.c.mob_id == mob_id, mobs.c.phase != DELETING)
+            return _loaded(mob_id, connection.execute(query).mappings().first())
 
         return await self._call(work)
 
@@ -118,7 +121,7 @@ class SqlStore:
         def work(connection: Connection) -> tuple[list[MobListing], str]:
             query = select(
                 mobs.c.mob_id, mobs.c.phase, mobs.c.labels, mobs.c.head, mobs.c.log_id, mobs.c.created_at
-            ).where(mobs.c.mob_id > after)
+            ).where(mobs.c.mob_id > after, mobs.c.phase != DELETING)
             if phase is not None:
                 query = query.where(mobs.c.phase == phase)
             found: list[MobListing] = []
@@ -176,6 +179,23 @@ class SqlStore:
             return [MessageRow(**row) for row in rows]
 
         return await self._call(work)
+
+    async def read_snapshot(self, mob_id: str, at_most: int) -> Snapshot | None:
+        return await self._call(lambda connection: snapshots.newest(connection, mob_id, at_most))
+
+    async def mark_deleting(self, mob_id: str) -> None:
+        await self._call(lambda connection: purge.mark(connection, mob_id), writes=True)
+
+    async def delete_rows(self, mob_id: str) -> None:
+        while await self._call(lambda connection: purge.slice_of(connection, mob_id), writes=True):
+            continue
+
+    async def deleting(self) -> list[str]:
+        query = select(mobs.c.mob_id).where(mobs.c.phase == DELETING).order_by(mobs.c.mob_id)
+        return await self._call(lambda connection: list(connection.execute(query).scalars()))
+
+    async def destroy_unreadable(self, mob_id: str) -> None:
+        await self._call(lambda connection: purge.destroy(connection, mob_id), writes=True)
 
     async def read_operation(self, mob_id: str, operation_id: str) -> OperationRow | None:
         def work(connection: Connection) -> OperationRow | None:
@@ -254,15 +274,19 @@ def _loaded(mob_id: str, row: RowMapping | None) -> Loaded | None:
 
 def _record(mob_id: str, row: Any) -> Record:
     decode = _DECODE.get((row.kind, row.v))
-    if decode is None:
-        raise MobFormatNewer(
-            f"event {row.seq} of mob '{mob_id}' is {row.kind} version {row.v}, which this mobd does not know",
-            {"mob_id": mob_id, "seq": str(row.seq), "kind": row.kind},
-        )
     try:
-        event = decode(row.payload)
+        if decode is not None:
+            return _fill(*row, decode(row.payload))
+        lifted = upcast(row.kind, row.v, row.payload)
+        if lifted is not None:
+            v, payload = lifted
+            event = _DECODE[row.kind, v](payload)
+            return structs.replace(_fill(*row, event), v=v, payload=payload)
     except msgspec.MsgspecError as error:
         raise MobQuarantined(
             f"event {row.seq} of mob '{mob_id}' can't be decoded: {error}", {"mob_id": mob_id, "seq": str(row.seq)}
         ) from error
-    return _fill(*row, event)
+    raise MobFormatNewer(
+        f"event {row.seq} of mob '{mob_id}' is {row.kind} version {row.v}, which this mobd does not know",
+        {"mob_id": mob_id, "seq": str(row.seq), "kind": row.kind},
+    )

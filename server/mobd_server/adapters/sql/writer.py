@@ -16,10 +16,11 @@ from msgspec import Struct
 from sqlalchemy import delete, insert
 from sqlalchemy.engine import Engine
 
+from mobd_server.adapters.sql import snapshots
 from mobd_server.adapters.sql.lanes import Lane, Trouble, lane_for
 from mobd_server.adapters.sql.tables import sessions
 from mobd_server.machines.records import Append
-from mobd_server.ports import Result
+from mobd_server.ports import Result, Snapshot
 
 RETRY_S: Final = 5.0
 PAUSE_S: Final = 0.05
@@ -83,6 +84,12 @@ class SqlWriter:
     def probe(self, done: Callable[[bool], None]) -> None:
         """Try the store with a new connection and call `done` on the loop with whether it answers."""
         self._jobs.put(lambda: self._tell(done, self._answers()))
+
+    def write_snapshot(
+        self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int, done: Callable[[str], None]
+    ) -> None:
+        """Store a snapshot and call `done` on the loop with why it was not stored, or with ""."""
+        self._jobs.put(lambda: self._tell(done, self._keep(mob_id, log_id, snapshot, spacing)))
 
     def close(self) -> None:
         """Wait for what is in flight and release the connection."""
@@ -191,6 +198,14 @@ class SqlWriter:
         lane, self._lane = self._lane, None
         if lane is not None:
             lane.close()
+
+    def _keep(self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int) -> str:
+        """On a connection of its own, so that the one that appends stays as it is whatever happens."""
+        try:
+            with self._engine.execution_options(writes=True).begin() as connection:
+                return snapshots.write(connection, mob_id, log_id, snapshot, spacing)
+        except Exception as error:  # noqa: BLE001 - it is tried again at the next time
+            return f"{type(error).__name__}: {error}"
 
     def _answers(self) -> bool:
         """Commit a write that leaves nothing: a read answers on a full disk, and on a server that became a standby."""
