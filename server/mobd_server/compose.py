@@ -30,6 +30,7 @@ from mobd_server.adapters.rpc.mobs import MobServicer
 from mobd_server.adapters.rpc.runs import RunServicer
 from mobd_server.adapters.rpc.server import AddressTaken, RpcServer, Transport
 from mobd_server.adapters.rpc.server_info import AgentListServicer, ServerServicer
+from mobd_server.adapters.rpc.states import StateServicer
 from mobd_server.adapters.sql import engine as sql
 from mobd_server.adapters.sql import migrate as schema
 from mobd_server.adapters.sql.rebuilding import RebuilderProcess
@@ -45,6 +46,7 @@ from mobd_server.services.members import Members
 from mobd_server.services.mobs import Mobs
 from mobd_server.services.runs import Runs
 from mobd_server.services.server import server_info
+from mobd_server.services.state import States
 
 log: Final = logging.getLogger(__name__)
 
@@ -184,11 +186,14 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
     log_ids = system_ids(0)
     servicers: dict[str, list[Any]] = {
         "MobService": [MobServicer(Mobs(registry, publisher, store, lambda: log_ids.new("log")))],
-        "MemberService": [MemberServicer(Members(registry), hub)],
+        "MemberService": [MemberServicer(Members(registry, publisher, clock), hub)],
         "BridgeService": [BridgeServicer(Bridge(registry, publisher, store, hub, clock), hub)],
         "RunService": [RunServicer(Runs(registry, store))],
         "AgentService": [AgentServicer(hub), AgentListServicer(Agents(registry, hub))],
-        "EventService": [EventServicer(Events(registry, publisher, store, clock))],
+        "EventService": [
+            EventServicer(Events(registry, publisher, store, clock)),
+            StateServicer(States(registry, store, rebuilder)),
+        ],
         "ServerService": [ServerServicer(server_info(config.node, store.name, config.journal_slots))],
     }
     rpc = RpcServer(

@@ -203,6 +203,158 @@ class WatchEventsRequest(_message.Message):
 Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
 
 @_typing.final
+class GetStateRequest(_message.Message):
+    """Asks for the state of a mob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    AT_CURSOR_FIELD_NUMBER: _builtins.int
+    LOG_ID_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    at_cursor: _builtins.int
+    """The event after which the state is wanted; 0 is the state before the first one. Not given: the state now.
+    A cursor that is ahead of the log is refused as CURSOR_AHEAD, one before its beginning as CURSOR_TOO_OLD.
+    """
+    log_id: _builtins.str
+    """The log that the cursor belongs to; another one is refused as LOG_CHANGED. Not compared if empty."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        at_cursor: _builtins.int | None = ...,
+        log_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_cursor", b"_at_cursor", "at_cursor", b"at_cursor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_cursor", b"_at_cursor", "at_cursor", b"at_cursor", "log_id", b"log_id", "mob_id", b"mob_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_cursor: _TypeAlias = _typing.Literal["at_cursor"]  # noqa: Y015
+    _WhichOneofArgType__at_cursor: _TypeAlias = _typing.Literal["_at_cursor", b"_at_cursor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_cursor) -> _WhichOneofReturnType__at_cursor | None: ...
+
+Global___GetStateRequest: _TypeAlias = GetStateRequest  # noqa: Y015
+
+@_typing.final
+class StateHeader(_message.Message):
+    """Which state it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    LOG_ID_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """The last event that is part of it."""
+    head: _builtins.int
+    """The newest durable event when the state was asked for."""
+    log_id: _builtins.str
+    """The identity of the log."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.int = ...,
+        head: _builtins.int = ...,
+        log_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "head", b"head", "log_id", b"log_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateHeader: _TypeAlias = StateHeader  # noqa: Y015
+
+@_typing.final
+class StateSection(_message.Message):
+    """One thing of the state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    VALUE_JSON_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """What it is: mob, member, input, run, attachment, operation or requests, which come in this order; those of one kind
+    come in the order of their ids. Inputs are those that wait or run. More kinds may be added.
+    """
+    id: _builtins.str
+    """Which one of its kind; of mob and requests, the mob."""
+    value_json: _builtins.str
+    """Its value, a JSON object. Times are microseconds since 1970. The names in it may become more."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        id: _builtins.str = ...,
+        value_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "kind", b"kind", "value_json", b"value_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateSection: _TypeAlias = StateSection  # noqa: Y015
+
+@_typing.final
+class StateSections(_message.Message):
+    """Some sections, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sections(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateSection]:
+        """The sections."""
+
+    def __init__(
+        self,
+        *,
+        sections: _abc.Iterable[Global___StateSection] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sections", b"sections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateSections: _TypeAlias = StateSections  # noqa: Y015
+
+@_typing.final
+class GetStateResponse(_message.Message):
+    """A part of the stream: at most 1 MiB, unless one section is larger."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    SECTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___StateHeader:
+        """Which state it is; always first."""
+
+    @_builtins.property
+    def sections(self) -> Global___StateSections:
+        """The next sections."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___StateHeader | None = ...,
+        sections: Global___StateSections | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sections", b"sections"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "sections", b"sections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "sections"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___GetStateResponse: _TypeAlias = GetStateResponse  # noqa: Y015
+
+@_typing.final
 class EventPage(_message.Message):
     """Some events, in order."""
 

@@ -45,6 +45,11 @@ class EventServiceStub(object):
                 request_serializer=mobd_dot_v1_dot_events__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=mobd_dot_v1_dot_events__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.GetState = channel.unary_stream(
+                '/mobd.v1.EventService/GetState',
+                request_serializer=mobd_dot_v1_dot_events__pb2.GetStateRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_events__pb2.GetStateResponse.FromString,
+                _registered_method=True)
 
 
 class EventServiceServicer(object):
@@ -69,6 +74,14 @@ class EventServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetState(self, request, context):
+        """Returns the whole state of a mob, now or as it was after any event of its log: a header and then sections, in a
+        fixed order. Every part is of the one state that the header names, and that state is durable.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -81,6 +94,11 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=mobd_dot_v1_dot_events__pb2.WatchEventsRequest.FromString,
                     response_serializer=mobd_dot_v1_dot_events__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'GetState': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetState,
+                    request_deserializer=mobd_dot_v1_dot_events__pb2.GetStateRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_events__pb2.GetStateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -138,6 +156,33 @@ class EventService(object):
             '/mobd.v1.EventService/WatchEvents',
             mobd_dot_v1_dot_events__pb2.WatchEventsRequest.SerializeToString,
             mobd_dot_v1_dot_events__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mobd.v1.EventService/GetState',
+            mobd_dot_v1_dot_events__pb2.GetStateRequest.SerializeToString,
+            mobd_dot_v1_dot_events__pb2.GetStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class EventServiceStub:
     UNAVAILABLE when the server drains, with RESOURCE_EXHAUSTED when the reader is too slow: go on from the last
     cursor.
     """
+    GetState: _grpc.UnaryStreamMultiCallable[_events_pb2.GetStateRequest, _events_pb2.GetStateResponse]
+    """Returns the whole state of a mob, now or as it was after any event of its log: a header and then sections, in a
+    fixed order. Every part is of the one state that the header names, and that state is durable.
+    """
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -58,6 +62,10 @@ class EventServiceAsyncStub(EventServiceStub):
     and then at least every 10 seconds. The stream ends with OK after the last event of a destroyed mob, with
     UNAVAILABLE when the server drains, with RESOURCE_EXHAUSTED when the reader is too slow: go on from the last
     cursor.
+    """
+    GetState: _aio.UnaryStreamMultiCallable[_events_pb2.GetStateRequest, _events_pb2.GetStateResponse]  # type: ignore[assignment]
+    """Returns the whole state of a mob, now or as it was after any event of its log: a header and then sections, in a
+    fixed order. Every part is of the one state that the header names, and that state is durable.
     """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -83,6 +91,16 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         and then at least every 10 seconds. The stream ends with OK after the last event of a destroyed mob, with
         UNAVAILABLE when the server drains, with RESOURCE_EXHAUSTED when the reader is too slow: go on from the last
         cursor.
+        """
+
+    @_abc_1.abstractmethod
+    def GetState(
+        self,
+        request: _events_pb2.GetStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_pb2.GetStateResponse], _abc.AsyncIterator[_events_pb2.GetStateResponse]]:
+        """Returns the whole state of a mob, now or as it was after any event of its log: a header and then sections, in a
+        fixed order. Every part is of the one state that the header names, and that state is durable.
         """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from mobd_server.actors.feed import Feed
 from mobd_server.actors.publisher import Publisher
-from mobd_server.errors import CursorAhead, CursorTooOld, MobNotFound, MobQuarantined
+from mobd_server.errors import CursorAhead, CursorTooOld, LogChanged, MobNotFound, MobQuarantined
 from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.decision import fold, new_mob
 from mobd_server.machines.records import Record
@@ -64,19 +64,27 @@ async def rebuild(store: Store, mob_id: str, seq: int) -> Mob:
     loaded = await store.head(mob_id)
     if loaded is None:
         raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
-    check_cursor(seq, loaded)
+    check_cursor(mob_id, loaded, seq)
     mob, _ = await _read(store, mob_id, loaded, seq, seq, lambda _: None)
     return mob
 
 
-def check_cursor(cursor: int, loaded: Loaded) -> None:
-    """Raise CursorAhead or CursorTooOld unless the log tells the state at `cursor`."""
-    if cursor > loaded.head:
-        raise CursorAhead(
-            f"cursor {cursor} is ahead of the log, which ends at {loaded.head}",
-            {"cursor": str(cursor), "head": str(loaded.head)},
+def check_cursor(mob_id: str, log: Loaded, cursor: int, log_id: str = "") -> None:
+    """Raise LogChanged, CursorAhead or CursorTooOld unless the log has a place `cursor`.
+
+    `log_id` is the log that the cursor is of, if the caller knows.
+    """
+    if log_id and log_id != log.log_id:
+        raise LogChanged(
+            f"the cursor belongs to log {log_id}, but mob '{mob_id}' now has log {log.log_id}: read it anew",
+            {"log_id": log.log_id},
         )
-    earliest = loaded.first_seq - 1
+    if cursor > log.head:
+        raise CursorAhead(
+            f"cursor {cursor} is ahead of the log, which ends at {log.head}",
+            {"cursor": str(cursor), "head": str(log.head)},
+        )
+    earliest = log.first_seq - 1
     if cursor < earliest:
         raise CursorTooOld(
             f"cursor {cursor} is too old: the log begins after {earliest}",

@@ -5,11 +5,12 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from mobd_server.actors.loading import check_cursor
 from mobd_server.actors.publisher import Publisher
 from mobd_server.actors.registry import Registry
-from mobd_server.errors import CursorAhead, CursorTooOld, LogChanged, MobNotFound, MobQuarantined
+from mobd_server.errors import MobNotFound, MobQuarantined
 from mobd_server.machines.records import Record
-from mobd_server.ports import Clock, Loaded, Store
+from mobd_server.ports import Clock, Store
 
 DEFAULT_LIMIT: Final = 1_000
 PAGE_BYTES: Final = 1 << 20
@@ -77,7 +78,7 @@ class Events:
         if log is None:
             raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
         cursor = await self._cursor(mob_id, start, log.head)
-        _check(mob_id, log, cursor, log_id)
+        check_cursor(mob_id, log, cursor, log_id)
         limit = limit or DEFAULT_LIMIT
         page = Page([], cursor, log.head, log.log_id)
         room, scanned = PAGE_BYTES, 0
@@ -135,22 +136,3 @@ class Events:
                 if count == 1:
                     raise
                 count = max(1, count // 2)
-
-
-def _check(mob_id: str, log: Loaded, cursor: int, log_id: str) -> None:
-    if log_id and log_id != log.log_id:
-        raise LogChanged(
-            f"the cursor belongs to log {log_id}, but mob '{mob_id}' now has log {log.log_id}: read it anew",
-            {"log_id": log.log_id},
-        )
-    if cursor > log.head:
-        raise CursorAhead(
-            f"cursor {cursor} is ahead of the log, which ends at {log.head}",
-            {"cursor": str(cursor), "head": str(log.head)},
-        )
-    if cursor < log.first_seq - 1:
-        earliest = log.first_seq - 1
-        raise CursorTooOld(
-            f"cursor {cursor} is too old: the log begins after {earliest}",
-            {"cursor": str(cursor), "earliest": str(earliest)},
-        )
