@@ -43,6 +43,12 @@ class StaleFence(Refused):
     reason = "STALE_FENCE"
 
 
+class LocalMember(Refused):
+    """The server hosts the member itself: no bridge leads to it."""
+
+    reason = "LOCAL_MEMBER"
+
+
 class RequestConflict(Refused):
     """The request id was used before with other content."""
 

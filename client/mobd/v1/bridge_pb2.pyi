@@ -337,7 +337,7 @@ class DeliverResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -662,7 +662,7 @@ class DeliverBatchResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -819,13 +819,13 @@ Global___NothingToInterrupt: _TypeAlias = NothingToInterrupt  # noqa: Y015
 
 @_typing.final
 class AlreadyTerminal(_message.Message):
-    """The run has ended."""
+    """It has ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
-    """The run."""
+    """The run that was named."""
     def __init__(
         self,
         *,
@@ -919,11 +919,11 @@ class InterruptResponse(_message.Message):
 
     @_builtins.property
     def already_terminal(self) -> Global___AlreadyTerminal:
-        """The run that was named has ended."""
+        """The run that was named has ended; or none was named and the member's runtime has."""
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -1024,7 +1024,7 @@ class HardCancelResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -1115,7 +1115,7 @@ class RetireResponse(_message.Message):
     """The answer is the stored one of an earlier request."""
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -1202,7 +1202,7 @@ class DestroyResponse(_message.Message):
     """The answer is the stored one of an earlier request."""
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class _WaitUntilEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitUntil.V
     WAIT_UNTIL_KICKOFF_COMPLETE: _WaitUntil.ValueType  # 1
     """The input that the member was spawned with has ended, or there was none."""
     WAIT_UNTIL_READY: _WaitUntil.ValueType  # 2
-    """An agent has confirmed that it serves the member, or the member is final."""
+    """An agent has confirmed that it serves the member, or the member is retired or destroyed."""
     WAIT_UNTIL_FINAL: _WaitUntil.ValueType  # 3
     """Nothing more will come of the member: see Member.is_final."""
 
@@ -74,7 +74,7 @@ WAIT_UNTIL_UNSPECIFIED: WaitUntil.ValueType  # 0
 WAIT_UNTIL_KICKOFF_COMPLETE: WaitUntil.ValueType  # 1
 """The input that the member was spawned with has ended, or there was none."""
 WAIT_UNTIL_READY: WaitUntil.ValueType  # 2
-"""An agent has confirmed that it serves the member, or the member is final."""
+"""An agent has confirmed that it serves the member, or the member is retired or destroyed."""
 WAIT_UNTIL_FINAL: WaitUntil.ValueType  # 3
 """Nothing more will come of the member: see Member.is_final."""
 Global___WaitUntil: _TypeAlias = WaitUntil  # noqa: Y015
@@ -387,7 +387,7 @@ class SpawnMemberResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -525,7 +525,7 @@ class SpawnMembersResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -608,7 +608,7 @@ class EnsureMemberResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -847,7 +847,7 @@ class RetireMemberResponse(_message.Message):
     """The answer is the stored one of an earlier request."""
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -947,7 +947,7 @@ class RespawnMemberResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -1026,7 +1026,7 @@ class RetireAllMembersResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,

@@ -407,7 +407,7 @@ class CreateMobResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -482,7 +482,7 @@ class StartMobResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -556,7 +556,7 @@ class StopMobResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -630,7 +630,7 @@ class ResumeMobResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -716,7 +716,7 @@ class DestroyMobResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -797,7 +797,7 @@ class CompleteMobResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -877,7 +877,7 @@ class ResetMobResponse(_message.Message):
 
     @_builtins.property
     def would_append(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Event]:
-        """With validate_only: what would be appended, in order."""
+        """With validate_only: what would be appended, in order; cut behind 512 KiB."""
 
     def __init__(
         self,
@@ -903,20 +903,16 @@ class DeleteMobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MOB_ID_FIELD_NUMBER: _builtins.int
-    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
-    validate_only: _builtins.bool
-    """Answer whether the mob could be deleted, and delete nothing."""
     def __init__(
         self,
         *,
         mob_id: _builtins.str = ...,
-        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mob_id", b"mob_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

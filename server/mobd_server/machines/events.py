@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 from mobd_server.machines.state import (
     CONTENT_TURN,
     NOTHING,
+    Boundary,
     CancelledBy,
     Definition,
     Kind,
@@ -345,6 +346,8 @@ class RunSettled(Event, frozen=True, gc=False):
     # Hexadecimal SHA-256 of output and messages: a result that is sent again is compared with it.
     result_hash: str = ""
     retry_at: int = 0
+    # With `committed`: where the run's own inputs were applied, by their stamp.
+    boundary: Boundary = "run_start"
 
 
 class RetryDue(Event, frozen=True, gc=False):

@@ -260,6 +260,7 @@ def settle(
             digest=facts.digest,
             result_hash=facts.result_hash,
             retry_at=max(retry_at, member.retry_at) if retry_at else 0,
+            boundary=run.stamp.boundary if state == "committed" else "run_start",
         ),
         run.member_id,
         run.run_id,

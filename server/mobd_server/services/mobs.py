@@ -1,7 +1,7 @@
-"""Creating, starting, stopping, resuming and destroying mobs; showing and listing them."""
+"""The life of mobs, from their creation until they are deleted; showing and listing them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from msgspec import Struct
@@ -9,11 +9,21 @@ from msgspec import Struct
 from mobd_server.actors.links import Call, Reply
 from mobd_server.actors.publisher import Publisher
 from mobd_server.actors.registry import Registry
-from mobd_server.errors import FieldInvalid, Violation
-from mobd_server.machines.answers import DestroyAnswer, MobView
-from mobd_server.machines.commands import Command, CreateMob, DestroyMob, ResumeMob, StartMob, StopMob
-from mobd_server.machines.mob import destroyed_answer
-from mobd_server.machines.views import view_mob
+from mobd_server.errors import FieldInvalid, MobNotFound, MobQuarantined, Violation
+from mobd_server.machines.answers import DestroyAnswer, MobReport, MobView
+from mobd_server.machines.commands import (
+    Command,
+    CompleteMob,
+    CreateMob,
+    DestroyMob,
+    ResetMob,
+    ResumeMob,
+    StartMob,
+    StopMob,
+)
+from mobd_server.machines.records import Record
+from mobd_server.machines.slices import destroyed_answer, report
+from mobd_server.machines.state import NOTHING, Mob
 from mobd_server.ports import MobListing, Store
 from mobd_server.services.definitions import MAX_LABELS, Checked, Diagnostic, check
 from mobd_server.services.documents import Notation
@@ -25,16 +35,16 @@ class Created(Struct):
 
     mob: MobView
     diagnostics: list[Diagnostic]
+    reply: Reply
+
+
+class Done(Struct):
+    """A command that works in slices and whose end is durable, or only what it would begin with."""
+
+    answer: DestroyAnswer | MobReport
     cursor: int
-    replayed: bool
-
-
-class Destroyed(Struct):
-    """A mob whose destruction is durable."""
-
-    answer: DestroyAnswer
-    cursor: int
-    replayed: bool
+    replayed: bool = False
+    would: Sequence[Record] = ()
 
 
 class Mobs:
@@ -57,7 +67,7 @@ class Mobs:
             raise FieldInvalid([Violation("labels", message, "TOO_MANY")])
         command = CreateMob(definition, labels, self._new_log_id(), start)
         reply = await self._registry.create(mob_id, command, call)
-        return Created(cast("MobView", reply.answer), checked.diagnostics, reply.cursor, reply.replayed)
+        return Created(cast("MobView", reply.answer), checked.diagnostics, reply)
 
     async def check(self, notation: Notation, document: str) -> Checked:
         """Check a definition and store nothing."""
@@ -76,27 +86,48 @@ class Mobs:
         """Resume a mob."""
         return await self._ask(mob_id, ResumeMob(), call)
 
-    async def destroy(self, mob_id: str, call: Call) -> Destroyed:
-        """Destroy a mob; return when its last event is durable. Repeats join, or get the report of what was done."""
-        actor = await self._registry.load(mob_id)
-        watch = self._publisher.watch(mob_id)
-        try:
-            reply = await actor.ask(DestroyMob(), call)
-            answer = cast("DestroyAnswer", reply.answer)
-            if answer.done:
-                return Destroyed(answer, reply.cursor, reply.replayed)
-            while True:
-                actor = await self._registry.load(mob_id)
-                done = await actor.read(lambda mob: destroyed_answer(mob) if mob.phase == "destroyed" else None)
-                if done is not None:
-                    return Destroyed(done, done.mob.head, reply.replayed)
-                await watch.changed()
-        finally:
-            watch.close()
+    async def complete(self, mob_id: str, call: Call) -> Reply:
+        """Retire every member and then complete the mob; answers a MobReport, whose mob says whether that goes on."""
+        return await self._ask(mob_id, CompleteMob(), call)
 
-    async def get(self, mob_id: str) -> MobView:
-        """Return one mob."""
-        return await (await self._registry.load(mob_id)).read(view_mob)
+    async def reset(self, mob_id: str, call: Call) -> Done:
+        """Empty a mob and start it anew; return when that is durable. Repeats join."""
+        return await self._to_the_end(
+            mob_id, ResetMob(), call, lambda mob: report(mob) if mob.pending != "reset" else None
+        )
+
+    async def destroy(self, mob_id: str, call: Call, *, force: bool = False) -> Done:
+        """Destroy a mob; return when its last event is durable. Repeats join, or get the report of what was done.
+
+        With `force` also one whose log can't be read: then without an event. Else that raises MobQuarantined.
+        """
+        try:
+            return await self._to_the_end(
+                mob_id, DestroyMob(), call, lambda mob: destroyed_answer(mob) if mob.phase == "destroyed" else None
+            )
+        except MobQuarantined:
+            if not force or call.acting is not None:
+                raise
+        return await self._destroy_unreadable(mob_id, validate_only=call.validate_only)
+
+    async def delete(self, mob_id: str) -> int:
+        """Remove everything that is stored of a destroyed mob; return the cursor of its last event."""
+        log = await self._store.head(mob_id)
+        if log is None:
+            raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
+        await self._registry.delete(mob_id)
+        return log.head
+
+    async def get(self, mob_id: str) -> MobReport:
+        """Return one mob, with what the pending command, or the last one, did to its members."""
+
+        def view(mob: Mob) -> MobReport:
+            if mob.phase != "destroyed":
+                return report(mob)
+            answer = destroyed_answer(mob)
+            return MobReport(answer.mob, answer.outcomes)
+
+        return await (await self._registry.load(mob_id)).read(view)
 
     async def page(
         self, phase: str | None, labels: dict[str, str], page_size: int, token: str
@@ -107,6 +138,48 @@ class Mobs:
         found, next_id = await self._store.list_mobs(after, page_size or DEFAULT_PAGE, phase, labels)
         page, more = fill(found, _listing_size, len(found))
         return page, page_token(question, page[-1].mob_id if more else next_id)
+
+    async def _to_the_end(
+        self, mob_id: str, command: Command, call: Call, end: Callable[[Mob], DestroyAnswer | MobReport | None]
+    ) -> Done:
+        """Ask for what works in slices; return what `end` makes of the state as soon as that is not None."""
+        actor = await self._registry.load(mob_id)
+        watch = self._publisher.watch(mob_id)
+        try:
+            reply = await actor.ask(command, call)
+            answer = cast("DestroyAnswer | MobReport", reply.answer)
+            ended = answer.done if isinstance(answer, DestroyAnswer) else answer.mob.pending == "none"
+            if ended or call.validate_only:
+                return Done(answer, reply.cursor, reply.replayed, reply.would)
+            while True:
+                done = await (await self._registry.load(mob_id)).read(end)
+                if done is not None:
+                    return Done(done, done.mob.head, reply.replayed)
+                await watch.changed()
+        finally:
+            watch.close()
+
+    async def _destroy_unreadable(self, mob_id: str, *, validate_only: bool) -> Done:
+        if not validate_only:
+            await self._registry.destroy_unreadable(mob_id)
+        log = await self._store.head(mob_id)
+        if log is None:
+            raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
+        # What its log holds can't be told: no more than that it is gone.
+        mob = MobView(
+            mob_id=mob_id,
+            phase="destroyed",
+            pending="none",
+            labels={},
+            members={},
+            head=log.head,
+            log_id=log.log_id,
+            definition=NOTHING,
+            created_at=0,
+            agents=0,
+            inputs_waiting=0,
+        )
+        return Done(DestroyAnswer(mob, [], done=True), log.head)
 
     async def _ask(self, mob_id: str, command: Command, call: Call) -> Reply:
         return await (await self._registry.load(mob_id)).ask(command, call)

@@ -9,7 +9,7 @@ from mobd_server.actors.registry import Registry
 from mobd_server.errors import Internal, RunNotFound
 from mobd_server.machines.events import RunSettled
 from mobd_server.machines.records import RunRow
-from mobd_server.machines.state import Mob, Run, Usage
+from mobd_server.machines.state import Cancel, Mob, Run, Usage
 from mobd_server.ports import Store
 from mobd_server.services.paging import DEFAULT_PAGE, PAGE_BYTES, page_start, page_token
 
@@ -33,6 +33,14 @@ class RunView(Struct):
     error: str = ""
     message_count: int = 0
     digest: str = ""
+    boundary: str = "run_start"
+    # Inputs that were steered into it, with their attempts; of a committed run, those that it took in, in order.
+    steered: list[str] = []
+    steered_attempts: list[int] = []
+    taken: list[str] = []
+    cancel: Cancel = "none"
+    cancel_reason: str = ""
+    deadline: int = 0
 
 
 class Runs:
@@ -105,12 +113,15 @@ class Runs:
         if record is None or not isinstance(record.event, RunSettled):
             raise Internal(f"the log of mob '{mob_id}' does not tell of the end of run '{row.run_id}'")
         settled = record.event
+        inputs = cast("list[str]", msgspec.json.decode(row.inputs))
+        # The outcomes of the inputs that it was started with come first.
+        steered = settled.outcomes[len(inputs) :]
         return RunView(
             mob_id=mob_id,
             member_id=row.member_id,
             run_id=row.run_id,
             state=row.state,
-            inputs=cast("list[str]", msgspec.json.decode(row.inputs)),
+            inputs=inputs,
             attempts=cast("list[int]", msgspec.json.decode(row.attempts)),
             host_id=row.host_id,
             executor_fence=row.executor_fence,
@@ -122,6 +133,10 @@ class Runs:
             error=settled.error,
             message_count=row.message_count,
             digest=row.digest,
+            boundary=settled.boundary,
+            steered=[one.canonical_input_id for one in steered],
+            steered_attempts=[one.attempt for one in steered],
+            taken=[one.canonical_input_id for one in steered if one.outcome == "consumed"],
         )
 
 
@@ -137,9 +152,14 @@ def _in_flight(mob_id: str, run: Run) -> RunView:
         executor_fence=run.fence,
         started_at=run.at,
         resent=run.resent,
+        steered=[one.canonical_input_id for one in run.steered or ()],
+        steered_attempts=list(run.steered_attempts or ()),
+        cancel=run.cancel,
+        cancel_reason=run.cancel_reason,
+        deadline=run.deadline,
     )
 
 
 def _size(view: RunView) -> int:
     output = memoryview(view.output).nbytes if view.output is not None else 0
-    return 1024 + output + 4 * len(view.error) + 64 * len(view.inputs)
+    return 1024 + output + 4 * len(view.error) + 64 * (len(view.inputs) + 2 * len(view.steered))

@@ -1,6 +1,6 @@
 """Between protobuf and the domain: what several services speak of."""
 
-from typing import Final
+from typing import Final, Literal, Protocol
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import Raw, Struct
 
 from mobd.v1 import agents_pb2, common_pb2, runs_pb2
-from mobd_server.machines.state import NOTHING, Definition, MemberState, Serve, Usage
+from mobd_server.machines.state import NOTHING, Definition, Lane, MemberState, Serve, Usage
 
 MEMBER_STATES: Final[dict[MemberState, common_pb2.MemberState.ValueType]] = {
     "initializing": common_pb2.MEMBER_STATE_INITIALIZING,
@@ -19,7 +19,24 @@ MEMBER_STATES: Final[dict[MemberState, common_pb2.MemberState.ValueType]] = {
     "stopped": common_pb2.MEMBER_STATE_STOPPED,
     "destroyed": common_pb2.MEMBER_STATE_DESTROYED,
 }
+LANES: Final[dict[Lane, common_pb2.HandlingMode.ValueType]] = {
+    "queue": common_pb2.HANDLING_MODE_QUEUE,
+    "steer": common_pb2.HANDLING_MODE_STEER,
+}
+LANE_NAMES: Final[dict[int, Lane]] = {number: name for name, number in LANES.items()}
 MEMBER_STATE_NAMES: Final[dict[int, MemberState]] = {number: name for name, number in MEMBER_STATES.items()}
+
+
+class Fenced(Protocol):
+    """A request that may say which incarnation it means."""
+
+    @property
+    def fence(self) -> common_pb2.Fence:
+        """The numbers."""
+
+    def HasField(self, field_name: Literal["fence"], /) -> bool:  # noqa: N802 protobuf's name
+        """Whether they are given."""
+
 
 _JSON_SPACE: Final = " \t\r\n"
 _encode: Final = msgspec.json.Encoder().encode
@@ -94,6 +111,17 @@ def time_from(time: Timestamp) -> int:
 def duration_to(milliseconds: int) -> Duration:
     """Return a duration as callers see it."""
     return Duration(seconds=milliseconds // 1_000, nanos=milliseconds % 1_000 * 1_000_000)
+
+
+def fence_from(request: Fenced) -> tuple[int | None, int | None]:
+    """Return generation and fence token that a request means; None for what it does not say."""
+    if not request.HasField("fence"):
+        return None, None
+    fence = request.fence
+    return (
+        fence.generation if fence.HasField("generation") else None,
+        fence.fence_token if fence.HasField("fence_token") else None,
+    )
 
 
 def serve_to(serve: Serve) -> agents_pb2.Serve:

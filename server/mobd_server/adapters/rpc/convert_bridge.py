@@ -1,19 +1,27 @@
-"""Between protobuf and the domain: deliveries, inputs, runs, agents."""
+"""Between protobuf and the domain: deliveries, what is asked of runtimes, inputs, runs, agents."""
 
 from typing import Final, Literal, Protocol
 
+import msgspec
+from msgspec import Raw
+
 from mobd.v1 import agents_pb2, bridge_pb2, common_pb2, runs_pb2
+from mobd_server.actors.links import Reply
 from mobd_server.adapters.rpc.convert import (
+    LANE_NAMES,
+    LANES,
     MEMBER_STATES,
     content_from,
     content_to,
     duration_to,
+    fence_from,
     json_to,
     serve_to,
     time_to,
     usage_to,
 )
-from mobd_server.adapters.rpc.convert_events import RUN_STATES, receipt_to
+from mobd_server.adapters.rpc.convert_events import CANCELS, RUN_STATES, receipt_to, steered_receipts
+from mobd_server.adapters.rpc.convert_would import would_append
 from mobd_server.machines.answers import Accepted, Deduplicated, Delivered, Rejected
 from mobd_server.machines.commands import Deliver
 from mobd_server.services.agents import AgentView
@@ -26,27 +34,65 @@ CAUSES: Final[dict[str, bridge_pb2.RejectCause.ValueType]] = {
     "stale_fence": bridge_pb2.REJECT_CAUSE_STALE_FENCE,
     "content_conflict": bridge_pb2.REJECT_CAUSE_CONTENT_CONFLICT,
     "input_forgotten": bridge_pb2.REJECT_CAUSE_INPUT_FORGOTTEN,
+    "handling_mode_invalid": bridge_pb2.REJECT_CAUSE_HANDLING_MODE_INVALID,
 }
 INPUT_STATES: Final[dict[str, bridge_pb2.InputState.ValueType]] = {
     "queued": bridge_pb2.INPUT_STATE_QUEUED,
     "running": bridge_pb2.INPUT_STATE_RUNNING,
     "consumed": bridge_pb2.INPUT_STATE_CONSUMED,
     "abandoned": bridge_pb2.INPUT_STATE_ABANDONED,
+    "superseded": bridge_pb2.INPUT_STATE_SUPERSEDED,
+    "coalesced": bridge_pb2.INPUT_STATE_COALESCED,
+}
+INPUT_STATE_NAMES: Final[dict[int, str]] = {number: name for name, number in INPUT_STATES.items()}
+# The states of a response after which another one follows, and those after which none does.
+PROGRESS: Final[dict[int, str]] = {
+    bridge_pb2.PEER_RESPONSE_STATUS_ACCEPTED: "accepted",
+    bridge_pb2.PEER_RESPONSE_STATUS_IN_PROGRESS: "in_progress",
+    bridge_pb2.PEER_RESPONSE_STATUS_PARTIAL_RESULT: "partial_result",
+}
+TERMINAL: Final[dict[int, str]] = {
+    bridge_pb2.PEER_RESPONSE_STATUS_COMPLETED: "completed",
+    bridge_pb2.PEER_RESPONSE_STATUS_FAILED: "failed",
+    bridge_pb2.PEER_RESPONSE_STATUS_CANCELLED: "cancelled",
 }
 
+AnyDelivery = bridge_pb2.DeliverRequest | bridge_pb2.Delivery
 
-def deliver_from(request: bridge_pb2.DeliverRequest | bridge_pb2.Delivery) -> Deliver:
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def deliver_from(request: AnyDelivery) -> Deliver:
     """Return a delivery."""
+    command = Deliver(request.member_id, request.input_id, content_from(request.content))
     if request.HasField("fence"):
-        fence = request.fence
-        return Deliver(
-            request.member_id,
-            request.input_id,
-            content_from(request.content),
-            fence.generation if fence.HasField("generation") else None,
-            fence.fence_token if fence.HasField("fence_token") else None,
-        )
-    return Deliver(request.member_id, request.input_id, content_from(request.content))
+        command.generation, command.fence_token = fence_from(request)
+    if request.handling_mode:
+        command.handling_mode = LANE_NAMES[request.handling_mode]
+    if request.HasField("wake"):
+        command.wake = request.wake
+    command.supersession_key = request.supersession_key or None
+    command.correlation_id = request.correlation_id or None
+    if request.WhichOneof("form") is not None:
+        _form(command, request)
+    return command
+
+
+def _form(command: Deliver, request: AnyDelivery) -> None:
+    """Say what the input is, and what its kind knows beside the content."""
+    if request.HasField("peer_request"):
+        asked = request.peer_request
+        command.kind, command.intent = "peer_request", asked.intent
+        command.about = Raw(_encode({"request_id": asked.request_id, "intent": asked.intent}))
+    elif request.HasField("peer_response"):
+        response = request.peer_response
+        status = PROGRESS.get(response.status)
+        command.kind = "peer_response_terminal" if status is None else "peer_response_progress"
+        status = status or TERMINAL[response.status]
+        command.about = Raw(_encode({"request_id": response.request_id, "status": status}))
+    else:
+        command.kind = "external_event"
+        command.about = Raw(_encode({"event_type": request.external_event.event_type}))
 
 
 class Presences(Protocol):
@@ -64,10 +110,14 @@ def connectivity(hub: Presences, mob_id: str, attachment_id: str | None) -> comm
     return common_pb2.CONNECTIVITY_CONNECTED if here else common_pb2.CONNECTIVITY_SUSPENDED
 
 
-def deliver_to(answer: Delivered, hub: Presences, mob_id: str) -> bridge_pb2.DeliverResponse:
+def deliver_to(reply: Reply, hub: Presences, mob_id: str) -> bridge_pb2.DeliverResponse:
     """Return what became of one delivery."""
+    answer = reply.answer
     if isinstance(answer, Accepted):
-        return bridge_pb2.DeliverResponse(accepted=_accepted(answer, hub, mob_id))
+        response = bridge_pb2.DeliverResponse(accepted=_accepted(answer, hub, mob_id))
+        if reply.would:
+            response.would_append.extend(would_append(reply.would))
+        return response
     if isinstance(answer, Deduplicated):
         return bridge_pb2.DeliverResponse(deduplicated=_deduplicated(answer))
     # A single delivery to nobody is a status, not an outcome.
@@ -132,6 +182,14 @@ def input_to(view: InputView) -> bridge_pb2.Input:
         reason=view.reason,
         end_time=time_to(view.ended_at),
         waiting_reason=view.waiting_reason,
+        kind=view.kind,
+        handling_mode=LANES[view.lane],
+        silent=not view.drives,
+        replaced_by=view.replaced_by,
+        correlation_id=view.correlation_id,
+        about_json=json_to(view.about),
+        boundary_sequence=view.boundary_sequence,
+        supersession_key=view.supersession_key,
     )
 
 
@@ -152,8 +210,14 @@ def run_to(view: RunView) -> runs_pb2.Run:
         output_json=json_to(view.output),
         usage=usage_to(view.usage),
         error=view.error,
-        receipt=receipt_to(view.inputs, view.message_count, view.digest) if committed else None,
+        receipt=receipt_to(view.inputs, view.message_count, view.digest, view.boundary) if committed else None,
         resent=view.resent,
+        cancel=CANCELS[view.cancel],
+        cancel_reason=view.cancel_reason,
+        steered_input_ids=view.steered,
+        steered_attempts=view.steered_attempts,
+        deadline=time_to(view.deadline),
+        steered_receipts=steered_receipts(view.taken) if committed else (),
     )
 
 

@@ -1,14 +1,15 @@
 """Events as their readers get them: each is serialised once, for all readers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mobd.v1 import events_pb2, runs_pb2
-from mobd_server.adapters.rpc.convert import content_to, definition_to, json_to, serve_to, time_to, usage_to
+from mobd_server.adapters.rpc.convert import LANES, content_to, definition_to, json_to, serve_to, time_to, usage_to
 from mobd_server.machines import events as e
 from mobd_server.machines.records import Record
+from mobd_server.machines.state import Cancel
 
 RUN_STATES: Final[dict[str, runs_pb2.RunState.ValueType]] = {
     "running": runs_pb2.RUN_STATE_RUNNING,
@@ -17,9 +18,16 @@ RUN_STATES: Final[dict[str, runs_pb2.RunState.ValueType]] = {
     "lost": runs_pb2.RUN_STATE_LOST,
     "released": runs_pb2.RUN_STATE_RELEASED,
     "abandoned": runs_pb2.RUN_STATE_ABANDONED,
+    "cancelled": runs_pb2.RUN_STATE_CANCELLED,
 }
 RUN_STATE_NAMES: Final[dict[int, str]] = {number: name for name, number in RUN_STATES.items()}
-BOUNDARY: Final = "run_start"
+CANCELS: Final[dict[Cancel, runs_pb2.RunCancel.ValueType]] = {
+    "none": runs_pb2.RUN_CANCEL_UNSPECIFIED,
+    "boundary": runs_pb2.RUN_CANCEL_BOUNDARY,
+    "hard": runs_pb2.RUN_CANCEL_HARD,
+}
+# Where inputs are applied that were steered into a run.
+CHECKPOINT: Final = "run_checkpoint"
 
 
 def wire(record: Record) -> bytes:
@@ -47,14 +55,22 @@ def event_to(record: Record) -> events_pb2.Event:
     return event
 
 
-def receipt_to(canonical_input_ids: list[str], message_count: int, digest: str) -> runs_pb2.Receipt:
-    """Return the proof that a run was applied."""
+def receipt_to(canonical_input_ids: list[str], message_count: int, digest: str, boundary: str) -> runs_pb2.Receipt:
+    """Return the proof that a run was applied, with the inputs that it was started with."""
     return runs_pb2.Receipt(
-        boundary=BOUNDARY,
+        boundary=boundary,
         contributing_input_ids=canonical_input_ids,
         message_count=message_count,
         conversation_digest=digest,
     )
+
+
+def steered_receipts(canonical_input_ids: Sequence[str]) -> list[runs_pb2.Receipt]:
+    """Return the proofs for the inputs that were steered into a run and taken in: one for each, counted from 1."""
+    return [
+        runs_pb2.Receipt(sequence=sequence, boundary=CHECKPOINT, contributing_input_ids=[name])
+        for sequence, name in enumerate(canonical_input_ids, 1)
+    ]
 
 
 def _mob_created(to: events_pb2.Event, event: e.MobCreated) -> None:
@@ -77,6 +93,39 @@ def _member_spawned(to: events_pb2.Event, event: e.MemberSpawned) -> None:
     spawned.labels.update(event.labels or {})
     spawned.context_json = json_to(event.context)
     spawned.session_id = event.session_id
+    spawned.operation_id = event.operation_id
+    spawned.initial_input_id = event.initial_input_id
+
+
+def _member_respawned(to: events_pb2.Event, event: e.MemberRespawned) -> None:
+    respawned = to.member_respawned
+    respawned.generation = event.generation
+    respawned.fence_token = event.fence_token
+    respawned.session_id = event.session_id
+    respawned.operation_id = event.operation_id
+    respawned.initial_input_id = event.initial_input_id
+    respawned.inputs_abandoned = event.inputs_abandoned
+
+
+def _runtime_retired(to: events_pb2.Event, event: e.RuntimeRetired) -> None:
+    to.runtime_retired.inputs_abandoned = event.inputs_abandoned
+    to.runtime_retired.inputs_pending_drain = event.inputs_pending_drain
+    to.runtime_retired.SetInParent()
+
+
+def _member_retired(to: events_pb2.Event, event: e.MemberRetired) -> None:
+    to.member_retired.generation = event.generation
+    to.member_retired.SetInParent()
+
+
+def _drain_suspended(to: events_pb2.Event, event: e.DrainSuspended) -> None:
+    _at(to.drain_suspended.until_time, event.until)
+
+
+def _at(to: Timestamp, at: int) -> None:
+    """Write a time; 0 is none."""
+    if at:
+        to.FromMicroseconds(at)
 
 
 def _member_destroyed(to: events_pb2.Event, event: e.MemberDestroyed) -> None:
@@ -92,6 +141,7 @@ def _attachment_opened(to: events_pb2.Event, event: e.AttachmentOpened) -> None:
     opened.capacity = event.capacity
     opened.max_members = event.max_members
     opened.serves.extend(serve_to(serve) for serve in event.serves)
+    opened.steers = event.steers
 
 
 def _attachment_closed(to: events_pb2.Event, event: e.AttachmentClosed) -> None:
@@ -114,6 +164,18 @@ def _input_accepted(to: events_pb2.Event, event: e.InputAccepted) -> None:
     accepted.canonical_input_id = event.canonical_input_id
     accepted.content.CopyFrom(content_to(event.content))
     accepted.sender = event.sender
+    accepted.input_kind = event.input_kind
+    accepted.handling_mode = LANES[event.lane]
+    accepted.silent = not event.drives
+    accepted.supersession_key = event.supersession_key or ""
+    accepted.correlation_id = event.correlation_id or ""
+    accepted.about_json = json_to(event.about)
+    accepted.consumed = event.consumed
+
+
+def _input_replaced(to: events_pb2.Event, event: e.InputSuperseded | e.InputCoalesced) -> None:
+    to.input_replaced.canonical_input_id = event.canonical_input_id
+    to.input_replaced.replaced_by = event.by
 
 
 def _input_abandoned(to: events_pb2.Event, event: e.InputAbandoned) -> None:
@@ -127,6 +189,23 @@ def _run_started(to: events_pb2.Event, event: e.RunStarted) -> None:
     started.attempts.extend(event.attempts)
     started.executor_fence = event.executor_fence
     started.attachment_id = event.attachment_id
+    started.handling_mode = LANES[event.lane]
+    started.boundary = event.stamp.boundary
+    started.execution = event.stamp.execution
+    _at(started.deadline, event.deadline)
+
+
+def _run_steered(to: events_pb2.Event, event: e.RunSteered) -> None:
+    to.run_steered.canonical_input_ids.extend(event.canonical_input_ids)
+    to.run_steered.attempts.extend(event.attempts)
+
+
+def _run_cancel_requested(to: events_pb2.Event, event: e.RunCancelRequested) -> None:
+    requested = to.run_cancel_requested
+    requested.cancel = CANCELS["hard" if event.hard else "boundary"]
+    requested.by = event.by
+    requested.reason = event.reason
+    _at(requested.deadline, event.deadline)
 
 
 def _run_resent(to: events_pb2.Event, event: e.RunResent) -> None:
@@ -142,14 +221,20 @@ def _run_settled(to: events_pb2.Event, event: e.RunSettled) -> None:
             outcome=outcome.outcome,
             reason=outcome.reason,
             attempt=outcome.attempt,
+            sequence=outcome.sequence,
         )
     ended.output_json = json_to(event.output)
     ended.error = event.error
     if (usage := usage_to(event.usage)) is not None:
         ended.usage.CopyFrom(usage)
     if event.state == "committed":
-        inputs = [outcome.canonical_input_id for outcome in event.outcomes]
-        ended.receipt.CopyFrom(receipt_to(inputs, event.message_count, event.digest))
+        # What was steered into the run and not taken in went back, and is no part of what was applied.
+        taken = [outcome for outcome in event.outcomes if outcome.outcome == "consumed"]
+        inputs = [outcome.canonical_input_id for outcome in taken if outcome.sequence == 0]
+        ended.receipt.CopyFrom(receipt_to(inputs, event.message_count, event.digest, event.boundary))
+        ended.steered_receipts.extend(
+            steered_receipts([outcome.canonical_input_id for outcome in taken if outcome.sequence])
+        )
     if (retry := time_to(event.retry_at)) is not None:
         ended.retry_time.CopyFrom(retry)
 
@@ -159,6 +244,10 @@ _PAYLOADS: Final[dict[type[e.Event], Callable[[events_pb2.Event, Any], None]]] =
     e.MobCreated: _mob_created,
     e.MobDestroyed: _mob_destroyed,
     e.MemberSpawned: _member_spawned,
+    e.MemberRespawned: _member_respawned,
+    e.RuntimeRetired: _runtime_retired,
+    e.MemberRetired: _member_retired,
+    e.DrainSuspended: _drain_suspended,
     e.MemberDestroyed: _member_destroyed,
     e.AttachmentOpened: _attachment_opened,
     e.AttachmentClosed: _attachment_closed,
@@ -167,8 +256,12 @@ _PAYLOADS: Final[dict[type[e.Event], Callable[[events_pb2.Event, Any], None]]] =
     e.ExecutorReleased: _executor,
     e.ExecutorLost: _executor,
     e.InputAccepted: _input_accepted,
+    e.InputSuperseded: _input_replaced,
+    e.InputCoalesced: _input_replaced,
     e.InputAbandoned: _input_abandoned,
     e.RunStarted: _run_started,
+    e.RunSteered: _run_steered,
+    e.RunCancelRequested: _run_cancel_requested,
     e.RunResent: _run_resent,
     e.RunSettled: _run_settled,
 }

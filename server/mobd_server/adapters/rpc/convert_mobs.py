@@ -3,12 +3,13 @@
 from typing import Final
 
 from mobd.v1 import common_pb2, members_pb2, mobs_pb2
-from mobd_server.adapters.rpc.convert import MEMBER_STATES, json_from, json_to, time_to
-from mobd_server.machines.answers import DestroyAnswer, MemberView, MobView, SpawnRefusal
+from mobd_server.adapters.rpc.convert import MEMBER_STATES, content_from, json_from, json_to, time_to
+from mobd_server.machines.answers import DestroyAnswer, MemberView, MobReport, MobView, SpawnRefusal
 from mobd_server.machines.commands import MemberSpec
 from mobd_server.machines.state import Pending
 from mobd_server.ports import MobListing
 from mobd_server.services.definitions import Diagnostic
+from mobd_server.services.members import Until
 
 PHASES: Final[dict[str, mobs_pb2.MobPhase.ValueType]] = {
     "creating": mobs_pb2.MOB_PHASE_CREATING,
@@ -21,6 +22,14 @@ PHASE_NAMES: Final[dict[int, str]] = {number: name for name, number in PHASES.it
 PENDINGS: Final[dict[Pending, mobs_pb2.MobPending.ValueType]] = {
     "none": mobs_pb2.MOB_PENDING_UNSPECIFIED,
     "destroy": mobs_pb2.MOB_PENDING_DESTROY,
+    "complete": mobs_pb2.MOB_PENDING_COMPLETE,
+    "reset": mobs_pb2.MOB_PENDING_RESET,
+    "retire_all": mobs_pb2.MOB_PENDING_RETIRE_ALL,
+}
+UNTILS: Final[dict[int, Until]] = {
+    members_pb2.WAIT_UNTIL_KICKOFF_COMPLETE: "kickoff_complete",
+    members_pb2.WAIT_UNTIL_READY: "ready",
+    members_pb2.WAIT_UNTIL_FINAL: "final",
 }
 SEVERITIES: Final[dict[str, mobs_pb2.Severity.ValueType]] = {
     "warning": mobs_pb2.SEVERITY_WARNING,
@@ -41,6 +50,7 @@ def mob_to(view: MobView) -> mobs_pb2.Mob:
             attached=view.members.get("attached", 0),
             running=view.members.get("running", 0),
             destroyed=view.members.get("destroyed", 0),
+            retired=view.members.get("retired", 0),
         ),
         head=view.head,
         log_id=view.log_id,
@@ -48,6 +58,7 @@ def mob_to(view: MobView) -> mobs_pb2.Mob:
         create_time=time_to(view.created_at),
         agents=view.agents,
         inputs_waiting=view.inputs_waiting,
+        cleanup_pending=view.cleanup_pending,
     )
 
 
@@ -63,15 +74,20 @@ def listing_to(listing: MobListing) -> mobs_pb2.MobSummary:
     )
 
 
-def report_to(answer: DestroyAnswer) -> mobs_pb2.DestroyReport:
-    """Return what a destruction did."""
-    return mobs_pb2.DestroyReport(
+def report_to(answer: DestroyAnswer | MobReport) -> common_pb2.MobReport:
+    """Return what a command that works in slices has done so far."""
+    return common_pb2.MobReport(
         members=len(answer.outcomes),
-        inputs_abandoned=answer.inputs_abandoned,
+        inputs_abandoned=sum(one.inputs_abandoned for one in answer.outcomes),
         outcomes=[
-            mobs_pb2.MemberOutcome(member_id=outcome.member_id, inputs_abandoned=outcome.inputs_abandoned)
-            for outcome in answer.outcomes
+            common_pb2.MemberOutcome(
+                member_id=one.member_id,
+                inputs_abandoned=one.inputs_abandoned,
+                inputs_pending_drain=one.inputs_pending_drain,
+            )
+            for one in answer.outcomes
         ],
+        inputs_pending_drain=sum(one.inputs_pending_drain for one in answer.outcomes),
     )
 
 
@@ -92,12 +108,13 @@ def spec_from(spec: members_pb2.MemberSpec) -> MemberSpec:
         spec.role,
         dict(spec.labels) or None,
         json_from(spec.context_json) if spec.context_json else None,
+        content_from(spec.initial_message) if spec.HasField("initial_message") else None,
     )
 
 
 def member_to(view: MemberView, executor: common_pb2.Connectivity.ValueType) -> members_pb2.Member:
     """Return a member as callers see it."""
-    destroyed = view.state == "destroyed"
+    drained = view.state == "retired" and view.run_id is None and not view.inputs_waiting
     return members_pb2.Member(
         mob_id=view.mob_id,
         member_id=view.member_id,
@@ -106,7 +123,7 @@ def member_to(view: MemberView, executor: common_pb2.Connectivity.ValueType) -> 
         role=view.role,
         labels=view.labels,
         context_json=json_to(view.context),
-        lifecycle=members_pb2.MEMBER_LIFECYCLE_COMPLETED if destroyed else members_pb2.MEMBER_LIFECYCLE_ACTIVE,
+        lifecycle=_lifecycle(view),
         state=MEMBER_STATES[view.state],
         executor=executor,
         host_id=view.host_id,
@@ -120,7 +137,22 @@ def member_to(view: MemberView, executor: common_pb2.Connectivity.ValueType) -> 
         last_error=view.last_error,
         create_time=time_to(view.created_at),
         retry_time=time_to(view.retry_at),
+        inputs_steering=view.inputs_steering,
+        inputs_running=view.inputs_running,
+        operation_id=view.operation_id,
+        initial_input_id=view.initial_input_id,
+        kickoff_complete=view.kickoff_complete,
+        drain_time=time_to(view.drain_until),
+        is_final=view.state == "destroyed" or drained,
     )
+
+
+def _lifecycle(view: MemberView) -> members_pb2.MemberLifecycle.ValueType:
+    if view.state == "destroyed":
+        return members_pb2.MEMBER_LIFECYCLE_COMPLETED
+    if view.lifecycle == "retiring":
+        return members_pb2.MEMBER_LIFECYCLE_RETIRING
+    return members_pb2.MEMBER_LIFECYCLE_ACTIVE
 
 
 def refusal_to(refusal: SpawnRefusal) -> members_pb2.SpawnRefusal:

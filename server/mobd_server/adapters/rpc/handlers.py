@@ -134,7 +134,10 @@ class Door:
         self._type = method.input_type.full_name
         self._decode = GetMessageClass(method.input_type).FromString
         self._check = checker(method.input_type)
-        self._has_request_id = "request_id" in method.input_type.fields_by_name
+        fields = method.input_type.fields_by_name
+        self._has_request_id = "request_id" in fields
+        self._has_validate_only = "validate_only" in fields
+        self._has_acting = "acting" in fields
 
     def request(self, raw: bytes) -> Any:
         """Return the request in `raw`, decoded and valid."""
@@ -155,17 +158,24 @@ class Door:
         return Call(PRINCIPAL)
 
     def unary_call(self, request: Any, context: Context) -> Call:
-        """Return the call of one request, with the caller's key for it if there is one."""
+        """Return the call of one request: with the caller's key, as whose agent it acts, and whether it only asks."""
         call = self.call(context)
         if self._has_request_id and request.request_id:
             call.request_id = request.request_id
             call.request_hash = self._hash(request)
+        if self._has_validate_only and request.validate_only:
+            call.validate_only = True
+        if self._has_acting and request.HasField("acting"):
+            call.acting = (request.acting.run_id, request.acting.executor_fence)
         return call
 
     def _hash(self, request: Any) -> str:
         bare = type(request)()
         bare.CopyFrom(request)
         bare.ClearField("request_id")
+        if self._has_acting:
+            # Who acts is no content: an agent that repeats its request in the next attempt gets the stored answer.
+            bare.ClearField("acting")
         return sha256(self.path.encode() + b"\0" + bare.SerializeToString(deterministic=True)).hexdigest()
 
 

@@ -26,6 +26,7 @@ Code = grpc.StatusCode
 STATUS: Final[dict[type[errors.MobdError], Code]] = {
     errors.InvalidTransition: Code.FAILED_PRECONDITION,
     errors.StaleFence: Code.FAILED_PRECONDITION,
+    errors.LocalMember: Code.FAILED_PRECONDITION,
     errors.RequestConflict: Code.FAILED_PRECONDITION,
     errors.MobExists: Code.ALREADY_EXISTS,
     errors.MemberExists: Code.ALREADY_EXISTS,
