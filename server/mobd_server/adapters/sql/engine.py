@@ -3,7 +3,10 @@
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 from sqlalchemy import create_engine, event, make_url
@@ -18,6 +21,8 @@ POSTGRES_OPTIONS: Final = {
     "statement_timeout": "30s",
     "tcp_keepalives_idle": "30",
 }
+
+_TURNS: Final = "turns"
 
 
 class StoreInUse(Exception):
@@ -47,7 +52,11 @@ def database_url(data_dir: Path | None, url: str | None) -> URL:
 def open_engine(url: URL) -> Engine:
     """Return an engine whose every connection is set up; nothing is connected yet."""
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False})
+        engine = create_engine(
+            url,
+            connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False},
+            execution_options={_TURNS: Turns()},
+        )
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -62,6 +71,34 @@ def open_engine(url: URL) -> Engine:
             "connect_timeout": 5,
         },
     )
+
+
+class Turns:
+    """What is held during a transaction that writes, so that the writers of this process take turns.
+
+    SQLite lets one write at a time and makes the others ask again and again: while the journal commits group after
+    group, another would hardly ever come in between. After BUSY_MS a turn is taken all the same, for then it is for
+    SQLite to say that it is busy.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Take a turn."""
+        taken = self._lock.acquire(timeout=BUSY_MS / 1000)
+        try:
+            yield
+        finally:
+            if taken:
+                self._lock.release()
+
+
+def turn(engine: Engine) -> AbstractContextManager[None]:
+    """Return the next turn to write to an engine; writers to PostgreSQL need not wait for one another."""
+    turns = engine.get_execution_options().get(_TURNS)
+    return turns.take() if isinstance(turns, Turns) else nullcontext()
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mobd_server.adapters.sql import purge, snapshots
+from mobd_server.adapters.sql.engine import turn
 from mobd_server.adapters.sql.purge import DELETING
 from mobd_server.adapters.sql.rows import FORMAT
 from mobd_server.adapters.sql.tables import events, messages, mobs, operations, runs
@@ -242,7 +244,7 @@ class SqlStore:
         engine = self._writer if writes else self._reader
 
         def run() -> T:
-            with engine.begin() as connection:
+            with turn(engine) if writes else nullcontext(), engine.begin() as connection:
                 return work(connection)
 
         try:

@@ -17,6 +17,7 @@ from sqlalchemy import delete, insert
 from sqlalchemy.engine import Engine
 
 from mobd_server.adapters.sql import snapshots
+from mobd_server.adapters.sql.engine import turn
 from mobd_server.adapters.sql.lanes import Lane, Trouble, lane_for
 from mobd_server.adapters.sql.tables import sessions
 from mobd_server.machines.records import Append
@@ -177,9 +178,10 @@ class SqlWriter:
         try:
             if lane is None:
                 lane = self._lane = self._open_lane(self._engine)
-            fenced = lane.append(spans)
-            committing = True
-            lane.commit()
+            with turn(self._engine):
+                fenced = lane.append(spans)
+                committing = True
+                lane.commit()
         except Exception as error:  # noqa: BLE001 - every driver has its own tree of errors; the lane sorts them
             trouble = lane.sort(error, committing=committing) if lane is not None else Trouble("retry", str(error))
             self._after(trouble)
@@ -202,7 +204,7 @@ class SqlWriter:
     def _keep(self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int) -> str:
         """On a connection of its own, so that the one that appends stays as it is whatever happens."""
         try:
-            with self._engine.execution_options(writes=True).begin() as connection:
+            with turn(self._engine), self._engine.execution_options(writes=True).begin() as connection:
                 return snapshots.write(connection, mob_id, log_id, snapshot, spacing)
         except Exception as error:  # noqa: BLE001 - it is tried again at the next time
             return f"{type(error).__name__}: {error}"
@@ -212,7 +214,7 @@ class SqlWriter:
         self._discard()
         self._engine.dispose()
         try:
-            with self._engine.execution_options(writes=True).begin() as connection:
+            with turn(self._engine), self._engine.execution_options(writes=True).begin() as connection:
                 connection.execute(insert(sessions).values(_PROBE))
                 connection.execute(delete(sessions).where(sessions.c.mob_id == _PROBE["mob_id"]))
         except Exception:  # noqa: BLE001 - whatever it is, the store does not answer
