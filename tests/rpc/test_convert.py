@@ -11,7 +11,7 @@ from mobd.v1 import common_pb2, events_pb2, runs_pb2
 from mobd_server.adapters.rpc import convert, convert_events, events
 from mobd_server.machines import events as e
 from mobd_server.machines.records import Record
-from mobd_server.machines.state import Definition, Profile, Serve, Usage
+from mobd_server.machines.state import Definition, Profile, Serve, Stamp, Usage
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 JSON = st.recursive(
@@ -76,31 +76,78 @@ EVENTS: list[e.Event] = [
     e.MobResumed(),
     e.MobDestroying(),
     e.MobDestroyed(2, 3),
-    e.MemberSpawned("a", "lead", 0, 1, "ses-1", {"k": "v"}, Raw(b'{"x":1}')),
+    e.MobCompleting(),
+    e.MobCompleted(),
+    e.MobResetting(),
+    e.MobCleanupBegun(),
+    e.MobCleanupFinished(),
+    e.RetireAllBegun(),
+    e.RetireAllFinished(),
+    e.MemberSpawned("a", "lead", 0, 1, "ses-1", "op-1", "b", {"k": "v"}, Raw(b'{"x":1}'), "in-0"),
+    e.MemberRespawned("a", 1, 2, "ses-2", "op-2", "b", "in-0", 3),
+    e.RuntimeRetired("a", 0, 2),
+    e.MemberRetiring("a"),
+    e.MemberRetired("a", 1, ["b"]),
+    e.DrainSuspended("a", 5_000_000),
     e.MemberDestroyed("a", 0),
-    e.AttachmentOpened("att-1", "host", "inc", 4, 8, [Serve(role="lead"), Serve(member_id="a")]),
+    e.AttachmentOpened("att-1", "host", "inc", 4, 8, [Serve(role="lead"), Serve(member_id="a")], steers=True),
     e.AttachmentClosed("att-1", "detached"),
     e.ExecutorAssigned("a", "att-1", 2),
     e.ExecutorConfirmed("a", "att-1", 2),
     e.ExecutorReleased("a", "att-1", 2, "drained"),
     e.ExecutorLost("a", "att-1", 2, "grace passed"),
-    e.InputAccepted("a", "i", "in-1", Raw(b'[{"text":"hi"}]'), "anonymous"),
+    e.InputAccepted(
+        "a",
+        "i",
+        "in-1",
+        Raw(b'[{"text":"hi"}]'),
+        "anonymous",
+        input_kind="peer_request",
+        lane="steer",
+        drives=False,
+        stamp=Stamp("run_checkpoint"),
+        supersession_key="s",
+        correlation_id="c",
+        about=Raw(b'{"intent":"look"}'),
+        consumed=True,
+    ),
+    e.InputSuperseded("a", "in-1", "in-2"),
+    e.InputCoalesced("a", "in-1", "in-2"),
     e.InputAbandoned("a", ["in-1"], "destroyed"),
-    e.RunStarted("a", "run-1", "att-1", 2, ["in-1"], [1]),
+    e.RunStarted(
+        "a", "run-1", "att-1", 2, ["in-1"], [1], lane="steer", stamp=Stamp("run_checkpoint"), deadline=7_000_000
+    ),
+    e.RunSteered("a", "run-1", ["in-2"], [1]),
+    e.RunCancelRequested("a", "run-1", "ctl-1", hard=True, by="deadline", reason="too long", deadline=5_000_000),
     e.RunResent("a", "run-1", 1),
     e.RunSettled(
         "a",
         "run-1",
         "committed",
-        [e.Outcome("in-1", "consumed")],
+        [
+            e.Outcome("in-1", "consumed", attempt=1),
+            e.Outcome("in-2", "returned", attempt=1),
+            e.Outcome("in-3", "consumed", attempt=1, sequence=1),
+        ],
         output=Raw(b'{"errors": 3}'),
         usage=Usage(1, 2, Raw(b"{}")),
         message_count=2,
         digest="d",
+        boundary="run_checkpoint",
     ),
     e.RunSettled("a", "run-1", "failed", [e.Outcome("in-1", "requeued")], error="boom", retry_at=5_000_000),
     e.RetryDue("a"),
+    e.OperationRegistered("op-1", "mob_member_child", "b", "m/lead/a", "a", expect_peer_channel=True),
+    e.OperationStarted("op-1"),
+    e.OperationPeerReady("op-1", Raw(b'{"host_id":"h"}')),
+    e.OperationProgressed("op-1", "half", 50),
+    e.OperationRetiring("op-1"),
+    e.OperationEnded("op-1", "failed", Raw(b"1"), is_error=True, error="boom", reason="why"),
 ]
+
+
+# What an event's readers need not be told, or what they are told beside the payload.
+UNSAID = frozenset({"member_id", "run_id", "forgets", "result_hash", "owner", "control_id"})
 
 
 def record(event: e.Event, **columns: str) -> Record:
@@ -131,7 +178,7 @@ def test_an_event_says_all_that_it_knows(event: e.Event) -> None:
     assert (seen.seq, seen.kind, seen.member_id, seen.principal) == (7, event.kind, "a", "anonymous")
     assert seen.time.ToMicroseconds() == 1_700_000_000_000_001
     payload = seen.WhichOneof("payload")
-    said = {name for name in event.__struct_fields__ if name not in ("member_id", "run_id", "forgets", "result_hash")}
+    said = {name for name in event.__struct_fields__ if name not in UNSAID}
     # The kind of these says everything.
     assert (payload is None) == (not said)
     if payload is None:
@@ -140,17 +187,28 @@ def test_an_event_says_all_that_it_knows(event: e.Event) -> None:
     unsaid = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
     default = {"inputs_abandoned", "reason", "generation", "error", "retry_time"}
     if isinstance(event, e.RunSettled) and event.state != "committed":
-        default |= {"output_json", "usage", "receipt"}
+        default |= {"output_json", "usage", "receipt", "steered_receipts"}
     assert unsaid <= default
 
 
 def test_a_settled_run_carries_its_proof_and_its_output() -> None:
-    settled = events_pb2.Event.FromString(convert_events.wire(record(EVENTS[18]))).run_settled
+    committed = next(one for one in EVENTS if isinstance(one, e.RunSettled) and one.state == "committed")
+    settled = events_pb2.Event.FromString(convert_events.wire(record(committed))).run_settled
     assert settled.state == runs_pb2.RUN_STATE_COMMITTED
     assert settled.output_json == '{"errors": 3}'
     assert settled.usage.input_tokens == 1
     assert list(settled.receipt.contributing_input_ids) == ["in-1"]
     assert (settled.receipt.message_count, settled.receipt.conversation_digest) == (2, "d")
+    assert (settled.receipt.sequence, settled.receipt.boundary) == (0, "run_checkpoint")
+    # What was not taken in is no part of any proof.
+    assert settled.steered_receipts == [
+        runs_pb2.Receipt(sequence=1, boundary="run_checkpoint", contributing_input_ids=["in-3"])
+    ]
+    assert [(one.canonical_input_id, one.outcome, one.sequence) for one in settled.outcomes] == [
+        ("in-1", "consumed", 0),
+        ("in-2", "returned", 0),
+        ("in-3", "consumed", 1),
+    ]
 
 
 def test_an_event_is_serialised_once() -> None:

@@ -213,7 +213,7 @@ async def test_who_comes_too_late_is_told_when_the_gate_is_left() -> None:
 
 async def test_a_stream_ends_with_the_status_of_what_ended_it() -> None:
     class Watches:
-        poll_events = None
+        poll_events = get_state = watch_agent_events = None
 
         async def watch_events(self, _: object, __: Call) -> AsyncIterator[bytes]:
             yield b"\x0a\x00"

@@ -102,13 +102,14 @@ class Mobs:
         With `force` also one whose log can't be read: then without an event. Else that raises MobQuarantined.
         """
         try:
-            return await self._to_the_end(
-                mob_id, DestroyMob(), call, lambda mob: destroyed_answer(mob) if mob.phase == "destroyed" else None
-            )
+            return await self._destroy(mob_id, call)
         except MobQuarantined:
             if not force or call.acting is not None:
                 raise
-        return await self._destroy_unreadable(mob_id, validate_only=call.validate_only)
+        if not call.validate_only and not await self._registry.destroy_unreadable(mob_id):
+            # It can be read after all.
+            return await self._destroy(mob_id, call)
+        return await self._unreadable(mob_id)
 
     async def delete(self, mob_id: str) -> int:
         """Remove everything that is stored of a destroyed mob; return the cursor of its last event."""
@@ -159,9 +160,13 @@ class Mobs:
         finally:
             watch.close()
 
-    async def _destroy_unreadable(self, mob_id: str, *, validate_only: bool) -> Done:
-        if not validate_only:
-            await self._registry.destroy_unreadable(mob_id)
+    async def _destroy(self, mob_id: str, call: Call) -> Done:
+        return await self._to_the_end(
+            mob_id, DestroyMob(), call, lambda mob: destroyed_answer(mob) if mob.phase == "destroyed" else None
+        )
+
+    async def _unreadable(self, mob_id: str) -> Done:
+        """Return what is said of a mob that was destroyed without being read."""
         log = await self._store.head(mob_id)
         if log is None:
             raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
