@@ -15,13 +15,14 @@ from mobd_server.services.documents import MAX_SHOWN, Notation
 GOOD = {
     "json": """{"id": "triage", "description": "reads logs", "labels": {"team": "qa"},
         "profiles": {"lead": {"instructions": "merge", "context": {"n": 12345678901234567890123, "x": [1.5, null]}},
-                     "analyst": {"role": "analyst", "instructions": "count", "labels": {"k": "v"}}}}""",
+                     "analyst": {"role": "analyst", "instructions": "count", "labels": {"k": "v"},
+                                 "silent_intents": ["status.ping"], "run_timeout_s": 90}}}""",
     "yaml": """
 id: triage
 description: reads logs
 labels: {team: qa}
 profiles:
-  analyst: {role: analyst, instructions: count, labels: {k: v}}
+  analyst: {role: analyst, instructions: count, labels: {k: v}, silent_intents: [status.ping], run_timeout_s: 90}
   lead:
     instructions: merge
     context: {n: 12345678901234567890123, x: [1.5, null]}
@@ -40,6 +41,8 @@ x = [1.5]
 role = "analyst"
 instructions = "count"
 labels = {k = "v"}
+silent_intents = ["status.ping"]
+run_timeout_s = 90
 """,
 }
 
@@ -66,6 +69,9 @@ def test_what_is_stored_is_read_back_the_same() -> None:
     assert msgspec.json.encode(again, order="deterministic").decode() == checked.canonical
     assert check("json", checked.canonical).canonical == checked.canonical
     assert again.profiles["lead"].role == "lead"
+    assert (again.profiles["lead"].silent_intents, again.profiles["lead"].run_timeout_s) == ([], 0)
+    assert again.profiles["analyst"].silent_intents == ["status.ping"]
+    assert again.profiles["analyst"].run_timeout_s == 90
 
 
 @pytest.mark.parametrize(
@@ -77,6 +83,24 @@ def test_what_is_stored_is_read_back_the_same() -> None:
         ('{"profiles": {"a": {"instructions": "i", "rol": 1}}}', "unknown_key", "profiles.a.rol", "role, instructions"),
         ('{"profiles": {"a": {}}, "flows": {}}', "unknown_key", "flows", "id, description, labels, profiles"),
         ('{"profiles": {"a b": {}}}', "bad_name", 'profiles["a b"]', "A-Z"),
+        ('{"profiles": {"a": {"silent_intents": "x"}}}', "wrong_type", "profiles.a.silent_intents", "a list"),
+        ('{"profiles": {"a": {"silent_intents": ["a b"]}}}', "bad_name", "profiles.a.silent_intents[0]", "A-Z"),
+        (
+            '{"profiles": {"a": {"silent_intents": [' + ", ".join(['"i"'] * 65) + "]}}}",
+            "too_many_intents",
+            "profiles.a.silent_intents",
+            "at most 64",
+        ),
+        ('{"profiles": {"a": {"run_timeout_s": "9"}}}', "wrong_type", "profiles.a.run_timeout_s", "whole number"),
+        ('{"profiles": {"a": {"run_timeout_s": true}}}', "wrong_type", "profiles.a.run_timeout_s", "whole number"),
+        ('{"profiles": {"a": {"run_timeout_s": -1}}}', "out_of_range", "profiles.a.run_timeout_s", "604800"),
+        ('{"profiles": {"a": {"run_timeout_s": 604801}}}', "out_of_range", "profiles.a.run_timeout_s", "604800"),
+        (
+            '{"profiles": {"a": {"run_timeout_s": ' + "9" * 30 + "}}}",
+            "out_of_range",
+            "profiles.a.run_timeout_s",
+            "604800",
+        ),
         ('{"profiles": {"__flow_a": {}}}', "bad_name", "profiles.__flow_a", "__flow_"),
         ('{"profiles": {"a": {"role": "b"}}}', "role_mismatch", "profiles.a.role", "'a'"),
         ('{"profiles": {"a": 1}}', "wrong_type", "profiles.a", "mapping"),

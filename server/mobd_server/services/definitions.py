@@ -14,12 +14,15 @@ from pydantic_core import ErrorDetails
 
 from mobd_server.errors import DefinitionInvalid, Violation
 from mobd_server.ids import ID_PATTERN, RESERVED_PREFIX
-from mobd_server.machines.state import Definition, Profile
+from mobd_server.machines.state import NOTHING, Definition, Profile
 from mobd_server.services.documents import Notation, SyntaxFault, place, read, shown
 from mobd_server.services.json_text import MAX_NESTING
 
 MAX_LABELS: Final = 32
 MAX_LABEL_BYTES: Final = 256
+MAX_INTENTS: Final = 64
+# A week.
+MAX_RUN_TIMEOUT_S: Final = 604_800
 # What nobody reads to the end need not be made.
 MAX_DIAGNOSTICS: Final = 1_000
 
@@ -89,6 +92,13 @@ class ProfileDocument(BaseModel):
     instructions: str = Field("", description="What the agents that serve the role are told.")
     labels: Labels = Field({}, description="Labels of the profile.")
     context: Any = Field(None, description="Free JSON for the agents that serve the role.")
+    silent_intents: Annotated[list[Name], Field(max_length=MAX_INTENTS)] = Field(
+        [], description="Intents of peer requests that start no run by themselves: another input carries them along."
+    )
+    run_timeout_s: Annotated[int, Field(ge=0, le=MAX_RUN_TIMEOUT_S)] = Field(
+        0,
+        description="How long a run may take, in seconds, before it is cancelled and counts as failed; 0: no limit.",
+    )
 
 
 class DefinitionDocument(BaseModel):
@@ -173,6 +183,10 @@ _MESSAGES: Final = {
     "string_type": ("wrong_type", "must be text; quote what only looks like a number or a truth value"),
     "dict_type": ("wrong_type", "must be a mapping of keys to values"),
     "model_type": ("wrong_type", "must be a mapping of keys to values"),
+    "list_type": ("wrong_type", "must be a list"),
+    "int_type": ("wrong_type", "must be a whole number"),
+    "greater_than_equal": ("out_of_range", f"must be from 0 to {MAX_RUN_TIMEOUT_S}"),
+    "less_than_equal": ("out_of_range", f"must be from 0 to {MAX_RUN_TIMEOUT_S}"),
     "string_too_short": ("bad_label", "must not be empty"),
 }
 
@@ -185,6 +199,8 @@ def _diagnostic(error: ErrorDetails) -> Diagnostic:
         return Diagnostic("unknown_key", f"unknown key {shown(path[-1])!r}: legal are {legal}", location)
     if kind == "too_short":
         return Diagnostic("no_profiles", "must have at least one profile", location)
+    if kind == "too_long" and path[-1] == "silent_intents":
+        return Diagnostic("too_many_intents", f"must have at most {MAX_INTENTS} intents", location)
     if kind == "too_long":
         return Diagnostic("too_many_labels", f"must have at most {MAX_LABELS} labels", location)
     if kind == "value_error":
@@ -225,7 +241,7 @@ def _definition(document: DefinitionDocument) -> Definition:
 
 
 def _profile(name: str, profile: ProfileDocument) -> Profile:
-    if profile.context is None:
-        return Profile(name, profile.instructions, profile.labels)
-    context = Raw(msgspec.json.encode(profile.context, order="deterministic"))
-    return Profile(name, profile.instructions, profile.labels, context)
+    context = NOTHING
+    if profile.context is not None:
+        context = Raw(msgspec.json.encode(profile.context, order="deterministic"))
+    return Profile(name, profile.instructions, profile.labels, context, profile.silent_intents, profile.run_timeout_s)
