@@ -1,5 +1,6 @@
 """Writers whose groups return when a test says so, with the fate that it names."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,6 +23,8 @@ class HeldWriter:
         self._answers: list[Callable[[], None]] = []
         # Every group that was ever handed over, and how it was.
         self.groups: list[list[Append]] = []
+        # The seqs of snapshots, as they are stored.
+        self.snapshots: asyncio.Queue[int] = asyncio.Queue()
         self.open = False
 
     def in_flight(self) -> int:
@@ -79,10 +82,13 @@ class HeldWriter:
     def write_snapshot(
         self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int, done: Callable[[str], None]
     ) -> None:
-        if self._inner is not None:
-            self._inner.write_snapshot(mob_id, log_id, snapshot, spacing, done)
-        else:
-            done("no store")
+        def stored(error: str) -> None:
+            done(error)
+            if not error:
+                self.snapshots.put_nowait(snapshot.seq)
+
+        assert self._inner is not None
+        self._inner.write_snapshot(mob_id, log_id, snapshot, spacing, stored)
 
     def close(self) -> None:
         if self._inner is not None:

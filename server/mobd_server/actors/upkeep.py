@@ -66,8 +66,10 @@ class Upkeep:
         self._leave = leave
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
+        after = keeping.passivate_after_s
+        self._look_s = min(LOOK_S, after / 4) if after else LOOK_S
         self._timer: Timer | None = None
-        # When the last look began: a mob that is used now was used then, or later.
+        # When the last look began. It is noted for a mob that is used until the next one.
         self._looked_at = clock.monotonic()
         self._used: dict[str, float] = {}
         # The newest snapshot of each loaded mob.
@@ -83,6 +85,9 @@ class Upkeep:
 
     def loaded(self, mob_id: str, snapshot_seq: int) -> None:
         """Take note of a mob that is in memory from now on."""
+        if not self._newest:
+            # While memory was empty nobody looked.
+            self._looked_at = self._clock.monotonic()
         self._newest[mob_id] = snapshot_seq
         self.used(mob_id)
         self._plan()
@@ -104,7 +109,7 @@ class Upkeep:
 
     def _plan(self) -> None:
         if self._timer is None and not self._stopped:
-            self._timer = self._clock.call_later(LOOK_S, self._look)
+            self._timer = self._clock.call_later(self._look_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -137,7 +142,9 @@ class Upkeep:
     def _idle(self, actor: MobActor) -> bool:
         """Whether nobody has used the mob for long enough, and nothing is owed to anybody or soon will be."""
         after = self._keeping.passivate_after_s
-        if not after or self._looked_at - self._used[actor.mob_id] < after or not actor.at_rest:
+        # The look that is noted may have been as long before the use.
+        unused = self._looked_at - self._used[actor.mob_id] - self._look_s
+        if not after or unused < after or not actor.at_rest:
             return False
         mob = actor.mob
         due = wake_at(mob)
