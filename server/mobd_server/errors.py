@@ -79,6 +79,36 @@ class MobFull(Refused):
     reason = "MOB_FULL"
 
 
+class OperationExists(Refused):
+    """The operation_id is taken."""
+
+    reason = "OPERATION_EXISTS"
+
+
+class OperationTransition(Refused):
+    """The operation's status does not allow the step."""
+
+    reason = "OPERATION_TRANSITION"
+
+
+class PeerNotExpected(Refused):
+    """The operation has no peer."""
+
+    reason = "PEER_NOT_EXPECTED"
+
+
+class OperationLimit(Refused):
+    """As many operations live as may."""
+
+    reason = "OPERATION_LIMIT"
+
+
+class OperationAmbiguous(Refused):
+    """The member would have two operations that live."""
+
+    reason = "OPERATION_AMBIGUOUS"
+
+
 class NotFound(MobdError):
     """What was asked for does not exist. Never raised itself."""
 
@@ -111,6 +141,12 @@ class RunNotFound(NotFound):
     """No run of that name."""
 
     reason = "RUN_NOT_FOUND"
+
+
+class OperationNotFound(NotFound):
+    """No operation of that name."""
+
+    reason = "OPERATION_NOT_FOUND"
 
 
 class Violation:

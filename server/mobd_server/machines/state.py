@@ -351,6 +351,8 @@ class Mob(Struct, gc=False):
     # Keys of `former`, in the order in which they left.
     left: list[str] = []
     operations: dict[str, Operation] = {}
+    # Background operations that live, by owner.
+    owned: dict[str, list[str]] = {}
     # Operations that ended and are still in memory, in the order of their ends; how many ever ended.
     completed: list[str] = []
     completions: int = 0

@@ -34,6 +34,12 @@ STATUS: Final[dict[type[errors.MobdError], Code]] = {
     # Not RESOURCE_EXHAUSTED: members do not go away by waiting.
     errors.MobFull: Code.FAILED_PRECONDITION,
     errors.DecisionTooLarge: Code.FAILED_PRECONDITION,
+    errors.OperationExists: Code.ALREADY_EXISTS,
+    errors.OperationTransition: Code.FAILED_PRECONDITION,
+    errors.PeerNotExpected: Code.FAILED_PRECONDITION,
+    errors.OperationLimit: Code.FAILED_PRECONDITION,
+    errors.OperationAmbiguous: Code.FAILED_PRECONDITION,
+    errors.OperationNotFound: Code.NOT_FOUND,
     errors.MobNotFound: Code.NOT_FOUND,
     errors.MemberNotFound: Code.NOT_FOUND,
     errors.InputNotFound: Code.NOT_FOUND,

@@ -1,0 +1,476 @@
+"""Operations: what is long-lived and has one end, with progress on the way (runtime §5).
+
+A member's life is one, and so is a tool that works in the background. The table says which step is legal when; what
+has ended never changes again, and the first end wins. A member's operation is moved by the member's own events, so that
+it needs none of its own. Ends are counted, so that their feed has no gap; the newest 256 stay in memory and all of them
+in the store.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Raw
+
+from mobd_server.errors import (
+    MemberNotFound,
+    OperationAmbiguous,
+    OperationExists,
+    OperationLimit,
+    OperationNotFound,
+    OperationTransition,
+    PeerNotExpected,
+)
+from mobd_server.machines import commands as c
+from mobd_server.machines import events as e
+from mobd_server.machines.admission import require_admitted
+from mobd_server.machines.answers import Done, OperationView
+from mobd_server.machines.draft import Draft
+from mobd_server.machines.operation_table import LIVE_STATUSES, TABLE, Action
+from mobd_server.machines.records import OperationRow, Record
+from mobd_server.machines.state import NOTHING, OPERATIONS_KEPT, Member, Mob, Operation, OperationStatus
+from mobd_server.machines.undo import Undo
+
+# Live background operations of one owner, and of a whole mob.
+LIVE_OF_OWNER: Final = 256
+LIVE: Final = 10_000
+# What one decision ends stays in memory until a later one: as many events ago may an operation have ended.
+KEPT_EVENTS: Final = 2_000
+
+
+def is_live(operation: Operation) -> bool:
+    """Whether the operation has not ended."""
+    return operation.status in LIVE_STATUSES
+
+
+def view(operation: Operation) -> OperationView:
+    """Return an operation as its callers see it."""
+    return OperationView(
+        operation_id=operation.operation_id,
+        kind=operation.kind,
+        owner=operation.owner,
+        status=operation.status,
+        display_name=operation.display_name,
+        created_seq=operation.created_seq,
+        updated_seq=operation.updated_seq,
+        created_at=operation.created_at,
+        member_id=operation.member_id,
+        peer_ready=operation.peer_ready,
+        peer_handle=operation.peer_handle,
+        progress_count=operation.progress_count,
+        progress_message=operation.progress_message,
+        progress_percent=operation.progress_percent,
+        started_at=operation.started_at,
+        ended_at=operation.ended_at,
+        result=operation.result,
+        is_error=operation.is_error,
+        error=operation.error,
+        reason=operation.reason,
+        completion_seq=operation.completion_seq,
+    )
+
+
+def rows(d: Draft) -> list[OperationRow]:
+    """Return the rows of the operations that this decision changed, each once, as they are at its end."""
+    mob = d.mob
+    changed: dict[str, None] = {}
+    for record in d.records:
+        event = record.event
+        if isinstance(event, _NAMES_IT):
+            changed[event.operation_id] = None
+        elif isinstance(event, _MOVES_ITS_MEMBERS):
+            member = mob.members.get(event.member_id)
+            if member is not None:
+                changed[member.operation_id] = None
+    for operation_id in reversed(mob.completed):
+        if mob.operations[operation_id].updated_seq <= d.base:
+            break
+        changed[operation_id] = None
+    found = (mob.operations.get(operation_id) for operation_id in changed)
+    return [_row(one) for one in found if one is not None and one.updated_seq > d.base]
+
+
+_NAMES_IT: Final = (
+    e.MemberSpawned
+    | e.MemberRespawned
+    | e.OperationRegistered
+    | e.OperationStarted
+    | e.OperationPeerReady
+    | e.OperationProgressed
+    | e.OperationRetiring
+    | e.OperationEnded
+)
+_MOVES_ITS_MEMBERS: Final = e.ExecutorConfirmed | e.RuntimeRetired
+
+
+def _row(operation: Operation) -> OperationRow:
+    return OperationRow(
+        operation_id=operation.operation_id,
+        kind=operation.kind,
+        member_id=operation.member_id or None,
+        owner=operation.owner,
+        status=operation.status,
+        display_name=operation.display_name,
+        created_seq=operation.created_seq,
+        updated_seq=operation.updated_seq,
+        completion_seq=operation.completion_seq or None,
+        snapshot=msgspec.json.encode(view(operation)).decode(),
+    )
+
+
+# What callers ask for.
+
+
+def register_operation(d: Draft, command: c.RegisterOperation) -> OperationView:
+    """Register an operation; it is provisioning. A member has at most one that lives."""
+    mob = d.mob
+    require_admitted(mob, c.RegisterOperation)
+    if command.operation_id in mob.operations:
+        raise OperationExists(
+            f"mob '{mob.mob_id}' has an operation '{command.operation_id}' already",
+            {"mob_id": mob.mob_id, "operation_id": command.operation_id},
+        )
+    for member_id in (command.owner, command.member_id):
+        if member_id and member_id not in mob.members:
+            raise MemberNotFound(
+                f"mob '{mob.mob_id}' has no member '{member_id}'", {"mob_id": mob.mob_id, "member_id": member_id}
+            )
+    if command.kind == "mob_member_child":
+        _require_no_other(mob, command)
+    else:
+        _require_room(mob, command.owner)
+    d.emit(
+        e.OperationRegistered(
+            command.operation_id,
+            command.kind,
+            command.owner,
+            command.display_name,
+            command.member_id,
+            command.expect_peer_channel,
+        ),
+        command.member_id or command.owner or None,
+    )
+    return view(mob.operations[command.operation_id])
+
+
+def _require_no_other(mob: Mob, command: c.RegisterOperation) -> None:
+    other = live_of(mob, mob.members[command.member_id]) if command.member_id in mob.members else None
+    if other is not None:
+        raise OperationAmbiguous(
+            f"member '{command.member_id}' has the operation '{other.operation_id}', which lives: "
+            "with a second one nobody could tell which is meant",
+            {"member_id": command.member_id, "operation_ids": f"{other.operation_id},{command.operation_id}"},
+        )
+
+
+def _require_room(mob: Mob, owner: str) -> None:
+    live = len(mob.owned.get(owner, ()))
+    if live >= LIVE_OF_OWNER:
+        raise OperationLimit(
+            f"'{owner or mob.mob_id}' has {live} operations that live: at most {LIVE_OF_OWNER} may",
+            {"owner": owner, "limit": str(LIVE_OF_OWNER), "active": str(live)},
+        )
+    live = sum(map(len, mob.owned.values()))
+    if live >= LIVE:
+        raise OperationLimit(
+            f"mob '{mob.mob_id}' has {live} operations that live: at most {LIVE} may",
+            {"limit": str(LIVE), "active": str(live)},
+        )
+
+
+def move_operation(d: Draft, command: c.MoveOperation) -> OperationView:
+    """Take one step with an operation."""
+    mob = d.mob
+    require_admitted(mob, c.MoveOperation)
+    operation = mob.operations.get(command.operation_id)
+    if operation is None:
+        raise OperationNotFound(
+            f"mob '{mob.mob_id}' has no operation '{command.operation_id}', or it ended long ago",
+            {"mob_id": mob.mob_id, "operation_id": command.operation_id},
+        )
+    if command.action == "peer_ready":
+        _require_peer(operation)
+    _require_legal(operation, command.action)
+    d.emit(_step(operation, command), operation.member_id or operation.owner or None)
+    return view(operation)
+
+
+def _require_peer(operation: Operation) -> None:
+    if operation.kind != "mob_member_child" or not operation.expect_peer_channel:
+        raise PeerNotExpected(
+            f"operation '{operation.operation_id}' is a {operation.kind} that expects no peer",
+            {"operation_id": operation.operation_id, "kind": operation.kind},
+        )
+    if operation.peer_ready:
+        raise OperationTransition(
+            f"operation '{operation.operation_id}' is peer-ready already: that happens once",
+            {"operation_id": operation.operation_id, "status": operation.status, "action": "peer_ready"},
+        )
+
+
+def _require_legal(operation: Operation, action: Action) -> None:
+    if (action, operation.status) not in TABLE:
+        allowed = ", ".join(sorted({name for name, status in TABLE if status == operation.status}))
+        raise OperationTransition(
+            f"{action} is not legal: operation '{operation.operation_id}' is {operation.status}; "
+            f"legal: {allowed or 'nothing, it has ended'}",
+            {
+                "operation_id": operation.operation_id,
+                "status": operation.status,
+                "action": action,
+                "allowed": allowed,
+            },
+        )
+
+
+def _step(operation: Operation, command: c.MoveOperation) -> e.Event:
+    name, action = operation.operation_id, command.action
+    if action == "provisioning_succeeded":
+        return e.OperationStarted(name)
+    if action == "peer_ready":
+        return e.OperationPeerReady(name, command.handle)
+    if action == "report_progress":
+        return e.OperationProgressed(name, command.message, command.percent)
+    if action == "request_retire":
+        return e.OperationRetiring(name)
+    after = TABLE[action, operation.status]
+    if action == "complete":
+        return e.OperationEnded(name, after, command.result, command.is_error)
+    if after == "failed":
+        return e.OperationEnded(name, after, error=command.message)
+    return e.OperationEnded(name, after, reason=command.message)
+
+
+def terminate_owner(d: Draft, command: c.TerminateOwner) -> Done:
+    """End every background operation of an owner's registry."""
+    require_admitted(d.mob, c.TerminateOwner)
+    for operation_id in list(d.mob.owned.get(command.owner, ())):
+        d.emit(e.OperationEnded(operation_id, "terminated", reason=command.reason), command.owner or None)
+    return Done(bool(d.records))
+
+
+def run_progress(d: Draft, command: c.ReportRunProgress) -> Done:
+    """The progress of a run is that of its member's operation; one that has ended takes none, and that is no error."""
+    mob = d.mob
+    run = mob.runs.get(command.run_id)
+    if run is None or run.attachment_id != command.attachment_id or run.fence != command.fence:
+        return Done(False)
+    member = mob.members[run.member_id]
+    operation = live_of(mob, member)
+    if operation is None:
+        return Done(False)
+    if operation.status == "provisioning":
+        d.emit(e.OperationStarted(operation.operation_id), member.member_id, run.run_id)
+    d.emit(
+        e.OperationProgressed(operation.operation_id, command.message, command.percent),
+        member.member_id,
+        run.run_id,
+    )
+    return Done()
+
+
+def live_of(mob: Mob, member: Member) -> Operation | None:
+    """Return the one operation of a member that lives, or None; nothing is made up for a member that has none."""
+    operation = mob.operations.get(member.operation_id)
+    return operation if operation is not None and is_live(operation) else None
+
+
+# What the member's own events do to its operation; called by their evolve functions.
+
+
+def begin(mob: Mob, undo: Undo, record: Record, operation_id: str, owner: str, member: Member) -> None:
+    """The member is there: its operation is provisioning until an agent serves it."""
+    name = f"{mob.mob_id}/{member.role}/{member.member_id}"
+    _add(
+        mob,
+        undo,
+        Operation(
+            operation_id,
+            "mob_member_child",
+            owner,
+            name,
+            record.seq,
+            record.at,
+            member.member_id,
+            expect_peer_channel=True,
+            updated_seq=record.seq,
+        ),
+    )
+
+
+def confirmed(mob: Mob, undo: Undo, record: Record, member: Member) -> None:
+    """An agent serves the member: the first time its operation starts and its peer is ready."""
+    operation = live_of(mob, member)
+    if operation is None or operation.status != "provisioning" or member.executor is None:
+        return
+    attachment_id = member.executor.attachment_id
+    _start(undo, record, operation)
+    operation.peer_ready = True
+    operation.peer_handle = Raw(
+        msgspec.json.encode({"attachment_id": attachment_id, "host_id": mob.attachments[attachment_id].host_id})
+    )
+
+
+def retiring(mob: Mob, undo: Undo, record: Record, member: Member) -> None:
+    """The member's runtime retires: so does its operation, or it never began."""
+    operation = live_of(mob, member)
+    if operation is None:
+        return
+    if operation.status == "provisioning":
+        _end(mob, undo, record, operation, "aborted", reason="retired before provisioning completed")
+    elif operation.status == "running":
+        undo.touch(operation)
+        operation.status = "retiring"
+        operation.updated_seq = record.seq
+
+
+def ended(
+    mob: Mob, undo: Undo, record: Record, member: Member, how: Literal["retired", "destroyed"], reason: str
+) -> None:
+    """The member's incarnation is over: its operation ends with it, and those of its registry are terminated."""
+    operation = live_of(mob, member)
+    if operation is not None:
+        after: OperationStatus = "retired" if how == "retired" else "terminated"
+        if operation.status == "provisioning":
+            after = "aborted"
+        why = reason or ("retired before provisioning completed" if after == "aborted" else "")
+        _end(mob, undo, record, operation, after, reason=why)
+    for operation_id in list(mob.owned.get(member.member_id, ())):
+        why = reason or "its owner has left the roster"
+        _end(mob, undo, record, mob.operations[operation_id], "terminated", reason=why)
+
+
+# Evolve.
+
+
+def registered(mob: Mob, undo: Undo, record: Record, event: e.OperationRegistered) -> None:
+    """Evolve: the operation is there."""
+    _add(
+        mob,
+        undo,
+        Operation(
+            event.operation_id,
+            event.operation_kind,
+            event.owner,
+            event.display_name,
+            record.seq,
+            record.at,
+            event.member_id,
+            expect_peer_channel=event.expect_peer_channel,
+            updated_seq=record.seq,
+        ),
+    )
+    if event.operation_kind == "mob_member_child" and event.member_id in mob.members:
+        member = mob.members[event.member_id]
+        undo.touch(member)
+        member.operation_id = event.operation_id
+
+
+def _add(mob: Mob, undo: Undo, operation: Operation) -> None:
+    if operation.operation_id in mob.operations:
+        raise ValueError(f"operation {operation.operation_id} was registered twice")
+    undo.put(mob.operations, operation.operation_id, operation)
+    if operation.kind == "background_tool":
+        if operation.owner not in mob.owned:
+            undo.put(mob.owned, operation.owner, [])
+        undo.append(mob.owned[operation.owner], operation.operation_id)
+
+
+def _moved(mob: Mob, undo: Undo, record: Record, operation_id: str, action: Action) -> Operation:
+    """Return the operation of an event, touched; raise ValueError if the table forbids its step."""
+    operation = mob.operations[operation_id]
+    if (action, operation.status) not in TABLE:
+        raise ValueError(f"operation {operation_id} is {operation.status}: {action} is not legal")
+    undo.touch(operation)
+    operation.updated_seq = record.seq
+    return operation
+
+
+def _start(undo: Undo, record: Record, operation: Operation) -> None:
+    undo.touch(operation)
+    operation.status = "running"
+    operation.started_at = record.at
+    operation.updated_seq = record.seq
+
+
+def started(mob: Mob, undo: Undo, record: Record, event: e.OperationStarted) -> None:
+    """Evolve: the operation runs."""
+    _start(undo, record, _moved(mob, undo, record, event.operation_id, "provisioning_succeeded"))
+
+
+def peer_ready(mob: Mob, undo: Undo, record: Record, event: e.OperationPeerReady) -> None:
+    """Evolve: the operation's peer can be spoken to."""
+    operation = _moved(mob, undo, record, event.operation_id, "peer_ready")
+    operation.peer_ready = True
+    operation.peer_handle = _copy(event.handle)
+
+
+def progressed(mob: Mob, undo: Undo, record: Record, event: e.OperationProgressed) -> None:
+    """Evolve: the operation came further; the newest progress is kept."""
+    operation = _moved(mob, undo, record, event.operation_id, "report_progress")
+    operation.progress_count += 1
+    operation.progress_message = event.message
+    operation.progress_percent = event.percent
+
+
+def retire_requested(mob: Mob, undo: Undo, record: Record, event: e.OperationRetiring) -> None:
+    """Evolve: the operation is to end."""
+    _moved(mob, undo, record, event.operation_id, "request_retire").status = "retiring"
+
+
+def operation_ended(mob: Mob, undo: Undo, record: Record, event: e.OperationEnded) -> None:
+    """Evolve: the operation has ended."""
+    operation = mob.operations[event.operation_id]
+    if not is_live(operation) or event.status in LIVE_STATUSES:
+        raise ValueError(f"operation {event.operation_id} is {operation.status} and can't become {event.status}")
+    _end(
+        mob,
+        undo,
+        record,
+        operation,
+        event.status,
+        reason=event.reason,
+        error=event.error,
+        result=_copy(event.result),
+        is_error=event.is_error,
+    )
+
+
+def _copy(value: Raw) -> Raw:
+    # What was decoded is a view that would keep the whole payload.
+    return NOTHING if value is NOTHING else Raw(bytes(value))
+
+
+def _end(
+    mob: Mob,
+    undo: Undo,
+    record: Record,
+    operation: Operation,
+    status: OperationStatus,
+    *,
+    reason: str = "",
+    error: str = "",
+    result: Raw = NOTHING,
+    is_error: bool = False,
+) -> None:
+    undo.touch(operation)
+    undo.touch(mob)
+    operation.status = status
+    operation.reason, operation.error, operation.result, operation.is_error = reason, error, result, is_error
+    operation.ended_at = record.at
+    operation.updated_seq = record.seq
+    mob.completions += 1
+    operation.completion_seq = mob.completions
+    undo.append(mob.completed, operation.operation_id)
+    if operation.kind == "background_tool":
+        live = mob.owned[operation.owner]
+        at = live.index(operation.operation_id)
+        undo.splice(live, at, at + 1, ())
+        if not live:
+            undo.drop(mob.owned, operation.owner)
+    while len(mob.completed) > OPERATIONS_KEPT:
+        oldest = mob.completed[0]
+        if mob.operations[oldest].updated_seq > record.seq - KEPT_EVENTS:
+            # Its row may still have to be written with this decision.
+            return
+        undo.drop(mob.operations, oldest)
+        undo.splice(mob.completed, 0, 1, ())
