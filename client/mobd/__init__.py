@@ -30,14 +30,17 @@ from mobd.errors import (
     Error,
     FailedPrecondition,
     FieldInvalid,
+    HandlingModeInvalid,
     InputAbandoned,
     InputForgotten,
     InputNotFound,
+    InputReplaced,
     Internal,
     InvalidArgument,
     InvalidTransition,
     JournalDown,
     JournalFull,
+    LocalMember,
     LogChanged,
     MemberExists,
     MemberNotFound,
@@ -65,10 +68,11 @@ from mobd.errors import (
     Violation,
 )
 from mobd.ids import uuid7
+from mobd.members import Waited
 from mobd.sync import SyncClient
 from mobd.turn import Abandon, Session, Turn, TurnInput
-from mobd.v1.bridge_pb2 import Input
-from mobd.v1.common_pb2 import Content, Fence
+from mobd.v1.bridge_pb2 import ExternalEvent, Input, PeerRequest, PeerResponse
+from mobd.v1.common_pb2 import Acting, Content, Fence
 from mobd.v1.events_pb2 import Event
 from mobd.v1.members_pb2 import Member, MemberSpec
 from mobd.v1.mobs_pb2 import Mob
@@ -77,6 +81,7 @@ from mobd.watches import EventWatch
 
 __all__ = [
     "Abandon",
+    "Acting",
     "Agent",
     "AgentStopped",
     "AlreadyExists",
@@ -101,19 +106,23 @@ __all__ = [
     "Error",
     "Event",
     "EventWatch",
+    "ExternalEvent",
     "FailedPrecondition",
     "Fence",
     "FieldInvalid",
+    "HandlingModeInvalid",
     "Image",
     "Input",
     "InputAbandoned",
     "InputForgotten",
     "InputNotFound",
+    "InputReplaced",
     "Internal",
     "InvalidArgument",
     "InvalidTransition",
     "JournalDown",
     "JournalFull",
+    "LocalMember",
     "LogChanged",
     "Member",
     "MemberExists",
@@ -129,6 +138,8 @@ __all__ = [
     "NotFound",
     "NotReady",
     "OutOfRange",
+    "PeerRequest",
+    "PeerResponse",
     "PermissionDenied",
     "ProfileNotFound",
     "QueueFull",
@@ -147,6 +158,7 @@ __all__ = [
     "Undecodable",
     "Unimplemented",
     "Violation",
+    "Waited",
     "blocks",
     "member_spec",
     "uuid7",

@@ -55,7 +55,13 @@ _RETRY: Final = {
 # One attempt of a method may take this long; a caller who waits longer gets another attempt.
 _ATTEMPT_S: Final = 30
 _LONG_ATTEMPT_S: Final = 120
-_LONG: Final = ("MobService/CreateMob", "MobService/DestroyMob", "MemberService/SpawnMembers")
+_LONG: Final = (
+    "MobService/CreateMob",
+    "MobService/ResetMob",
+    "MobService/DestroyMob",
+    "MobService/DeleteMob",
+    "MemberService/SpawnMembers",
+)
 _STREAMS: Final = ("BridgeService/WatchInput", "EventService/WatchEvents")
 _SERVICES: Final = (
     "BridgeService",

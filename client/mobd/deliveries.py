@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from mobd import errors, statuses
-from mobd.content import dump
+from mobd.content import content_of, dump
 from mobd.v1 import bridge_pb2, common_pb2, events_pb2, members_pb2
 
 
@@ -30,6 +30,10 @@ class Delivery:
     executor: "common_pb2.Connectivity.ValueType" = common_pb2.CONNECTIVITY_UNSPECIFIED
 
 
+#: What an input may be beside a message of a peer.
+Form = bridge_pb2.PeerRequest | bridge_pb2.PeerResponse | bridge_pb2.ExternalEvent
+
+
 @dataclass(frozen=True)
 class Draft:
     """One delivery of a batch; an input_id is made if none is given."""
@@ -38,6 +42,32 @@ class Draft:
     content: Any
     input_id: str = ""
     fence: common_pb2.Fence | None = None
+    form: Form | None = None
+    steer: bool | None = None
+    wake: bool = True
+    supersession_key: str = ""
+    correlation_id: str = ""
+
+
+def shape_of(
+    form: Form | None, *, steer: bool | None, wake: bool, supersession_key: str, correlation_id: str
+) -> dict[str, Any]:
+    """Return the fields of a delivery that say how it is handled."""
+    shape: dict[str, Any] = {"supersession_key": supersession_key, "correlation_id": correlation_id}
+    if steer is not None:
+        shape["handling_mode"] = common_pb2.HANDLING_MODE_STEER if steer else common_pb2.HANDLING_MODE_QUEUE
+    if not wake:
+        shape["wake"] = False
+    match form:
+        case None:
+            pass
+        case bridge_pb2.PeerRequest():
+            shape["peer_request"] = form
+        case bridge_pb2.PeerResponse():
+            shape["peer_response"] = form
+        case bridge_pb2.ExternalEvent():
+            shape["external_event"] = form
+    return shape
 
 
 def delivery_of(
@@ -76,11 +106,21 @@ def ask_timeout(last: bridge_pb2.Input, member_id: str, input_id: str, timeout: 
 
 
 def member_spec(
-    member_id: str, role: str, *, labels: Mapping[str, str] | None = None, context: Any = None
+    member_id: str,
+    role: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    context: Any = None,
+    initial_message: Any = None,
 ) -> members_pb2.MemberSpec:
-    """Return what a new member is to be; `context` is JSON for its agent."""
-    context_json = "" if context is None else dump(context)
-    return members_pb2.MemberSpec(member_id=member_id, role=role, labels=labels, context_json=context_json)
+    """Return what a new member is to be; `context` is JSON for its agent, `initial_message` its first input."""
+    return members_pb2.MemberSpec(
+        member_id=member_id,
+        role=role,
+        labels=labels,
+        context_json="" if context is None else dump(context),
+        initial_message=None if initial_message is None else content_of(initial_message),
+    )
 
 
 def event_start(after: int | None, since: datetime | None) -> events_pb2.EventStart:

@@ -159,6 +159,12 @@ class StaleFence(FailedPrecondition):
     default_reason = "STALE_FENCE"
 
 
+class LocalMember(FailedPrecondition):
+    """The server hosts the member itself: no bridge leads to it."""
+
+    default_reason = "LOCAL_MEMBER"
+
+
 class RequestConflict(FailedPrecondition):
     """The request_id was used before with other content."""
 
@@ -356,6 +362,12 @@ class DeliveryForgotten(DeliveryRejected, InputForgotten):
     default_reason = "INPUT_FORGOTTEN"
 
 
+class HandlingModeInvalid(DeliveryRejected):
+    """An input of this form takes no handling mode."""
+
+    default_reason = "HANDLING_MODE_INVALID"
+
+
 class InputAbandoned(Error):
     """An input was given up; the message says why."""
 
@@ -366,6 +378,12 @@ class InputAbandoned(Error):
         super().__init__(message, details={"input_id": input.input_id, "member_id": input.member_id})
         #: The input as it ended.
         self.input = input
+
+
+class InputReplaced(InputAbandoned):
+    """A newer input took the place of this one while it waited: `input.replaced_by`."""
+
+    default_reason = "INPUT_REPLACED"
 
 
 class AskTimeout(DeadlineExceeded):

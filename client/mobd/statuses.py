@@ -31,6 +31,7 @@ REASONS: Final[dict[str, type[Error]]] = {
         errors.InvalidTransition,
         errors.JournalDown,
         errors.JournalFull,
+        errors.LocalMember,
         errors.LogChanged,
         errors.MemberExists,
         errors.MemberNotFound,
@@ -77,6 +78,7 @@ REJECTIONS: Final[dict[int, type[errors.DeliveryRejected]]] = {
     bridge_pb2.REJECT_CAUSE_STALE_FENCE: errors.DeliveryStale,
     bridge_pb2.REJECT_CAUSE_CONTENT_CONFLICT: errors.ContentConflict,
     bridge_pb2.REJECT_CAUSE_INPUT_FORGOTTEN: errors.DeliveryForgotten,
+    bridge_pb2.REJECT_CAUSE_HANDLING_MODE_INVALID: errors.HandlingModeInvalid,
 }
 
 
