@@ -25,6 +25,7 @@ from mobd_server.actors.upkeep import Keeping
 from mobd_server.adapters.rpc.agents import AgentServicer
 from mobd_server.adapters.rpc.bridge import BridgeServicer
 from mobd_server.adapters.rpc.events import EventServicer
+from mobd_server.adapters.rpc.live import LiveServicer
 from mobd_server.adapters.rpc.members import MemberServicer
 from mobd_server.adapters.rpc.mobs import MobServicer
 from mobd_server.adapters.rpc.runs import RunServicer
@@ -42,6 +43,7 @@ from mobd_server.errors import MobdError
 from mobd_server.services.agents import Agents
 from mobd_server.services.bridge import Bridge
 from mobd_server.services.events import Events
+from mobd_server.services.live import AgentEvents
 from mobd_server.services.members import Members
 from mobd_server.services.mobs import Mobs
 from mobd_server.services.runs import Runs
@@ -189,10 +191,11 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
         "MemberService": [MemberServicer(Members(registry, publisher, clock), hub)],
         "BridgeService": [BridgeServicer(Bridge(registry, publisher, store, hub, clock), hub)],
         "RunService": [RunServicer(Runs(registry, store))],
-        "AgentService": [AgentServicer(hub), AgentListServicer(Agents(registry, hub))],
+        "AgentService": [AgentServicer(hub, clock.now), AgentListServicer(Agents(registry, hub))],
         "EventService": [
             EventServicer(Events(registry, publisher, store, clock)),
             StateServicer(States(registry, store, rebuilder)),
+            LiveServicer(AgentEvents(registry, publisher, hub.live)),
         ],
         "ServerService": [ServerServicer(server_info(config.node, store.name, config.journal_slots))],
     }

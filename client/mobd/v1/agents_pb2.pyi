@@ -73,6 +73,8 @@ class _RunDispositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunDis
     """The inputs were given up."""
     RUN_DISPOSITION_FENCED: _RunDisposition.ValueType  # 5
     """The run is not this agent's any more; nothing changed."""
+    RUN_DISPOSITION_CANCELLED: _RunDisposition.ValueType  # 6
+    """The run was cancelled and its inputs with it."""
 
 class RunDisposition(_RunDisposition, metaclass=_RunDispositionEnumTypeWrapper):
     """What became of a run."""
@@ -89,6 +91,8 @@ RUN_DISPOSITION_ABANDONED: RunDisposition.ValueType  # 4
 """The inputs were given up."""
 RUN_DISPOSITION_FENCED: RunDisposition.ValueType  # 5
 """The run is not this agent's any more; nothing changed."""
+RUN_DISPOSITION_CANCELLED: RunDisposition.ValueType  # 6
+"""The run was cancelled and its inputs with it."""
 Global___RunDisposition: _TypeAlias = RunDisposition  # noqa: Y015
 
 class _GoodbyeReason:
@@ -139,6 +143,8 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     """The handler failed."""
     FAILURE_KIND_RELEASED: _FailureKind.ValueType  # 2
     """The agent gives the run back unharmed; that is no attempt."""
+    FAILURE_KIND_CANCELLED: _FailureKind.ValueType  # 3
+    """The turn ended because it was asked to. Of a run that nobody asked to cancel this is a failure like any other."""
 
 class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper):
     """How a run failed."""
@@ -149,7 +155,37 @@ FAILURE_KIND_ERROR: FailureKind.ValueType  # 1
 """The handler failed."""
 FAILURE_KIND_RELEASED: FailureKind.ValueType  # 2
 """The agent gives the run back unharmed; that is no attempt."""
+FAILURE_KIND_CANCELLED: FailureKind.ValueType  # 3
+"""The turn ended because it was asked to. Of a run that nobody asked to cancel this is a failure like any other."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
+
+class _ControlResult:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ControlResultEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ControlResult.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONTROL_RESULT_UNSPECIFIED: _ControlResult.ValueType  # 0
+    """Not said."""
+    CONTROL_RESULT_OK: _ControlResult.ValueType  # 1
+    """The turn was told, and with HardCancel ended."""
+    CONTROL_RESULT_NOT_RUNNING: _ControlResult.ValueType  # 2
+    """The agent does not hold the run, or has sent its result."""
+    CONTROL_RESULT_FAILED: _ControlResult.ValueType  # 3
+    """The agent can't do it."""
+
+class ControlResult(_ControlResult, metaclass=_ControlResultEnumTypeWrapper):
+    """What became of a request to cancel a run."""
+
+CONTROL_RESULT_UNSPECIFIED: ControlResult.ValueType  # 0
+"""Not said."""
+CONTROL_RESULT_OK: ControlResult.ValueType  # 1
+"""The turn was told, and with HardCancel ended."""
+CONTROL_RESULT_NOT_RUNNING: ControlResult.ValueType  # 2
+"""The agent does not hold the run, or has sent its result."""
+CONTROL_RESULT_FAILED: ControlResult.ValueType  # 3
+"""The agent can't do it."""
+Global___ControlResult: _TypeAlias = ControlResult  # noqa: Y015
 
 @_typing.final
 class AttachRequest(_message.Message):
@@ -214,6 +250,9 @@ class AgentFrame(_message.Message):
     RUN_FAILED_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
+    CONTROL_ACK_FIELD_NUMBER: _builtins.int
+    RUN_PROGRESS_FIELD_NUMBER: _builtins.int
+    RUN_EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """Who it is and what it serves: the first entry of every stream and no other."""
@@ -250,6 +289,18 @@ class AgentFrame(_message.Message):
     def detach(self) -> Global___Detach:
         """It leaves."""
 
+    @_builtins.property
+    def control_ack(self) -> Global___ControlAck:
+        """What became of a request to cancel a run."""
+
+    @_builtins.property
+    def run_progress(self) -> Global___RunProgress:
+        """How far a run has come."""
+
+    @_builtins.property
+    def run_events(self) -> Global___RunEvents:
+        """What a run puts out while it runs."""
+
     def __init__(
         self,
         *,
@@ -262,12 +313,15 @@ class AgentFrame(_message.Message):
         run_failed: Global___RunFailed | None = ...,
         drain: Global___Drain | None = ...,
         detach: Global___Detach | None = ...,
+        control_ack: Global___ControlAck | None = ...,
+        run_progress: Global___RunProgress | None = ...,
+        run_events: Global___RunEvents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "declined", b"declined", "detach", b"detach", "drain", b"drain", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "run_accepted", b"run_accepted", "run_failed", b"run_failed", "run_result", b"run_result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "control_ack", b"control_ack", "declined", b"declined", "detach", b"detach", "drain", b"drain", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "run_accepted", b"run_accepted", "run_events", b"run_events", "run_failed", b"run_failed", "run_progress", b"run_progress", "run_result", b"run_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "declined", b"declined", "detach", b"detach", "drain", b"drain", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "run_accepted", b"run_accepted", "run_failed", b"run_failed", "run_result", b"run_result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned", b"assigned", "control_ack", b"control_ack", "declined", b"declined", "detach", b"detach", "drain", b"drain", "frame", b"frame", "heartbeat", b"heartbeat", "hello", b"hello", "run_accepted", b"run_accepted", "run_events", b"run_events", "run_failed", b"run_failed", "run_progress", b"run_progress", "run_result", b"run_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "heartbeat", "assigned", "declined", "run_accepted", "run_result", "run_failed", "drain", "detach"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "heartbeat", "assigned", "declined", "run_accepted", "run_result", "run_failed", "drain", "detach", "control_ack", "run_progress", "run_events"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -275,7 +329,9 @@ Global___AgentFrame: _TypeAlias = AgentFrame  # noqa: Y015
 
 @_typing.final
 class ServerFrame(_message.Message):
-    """One entry from the server."""
+    """One entry from the server. CancelAtBoundary, HardCancel and Retire overtake other entries that wait to be sent, but
+    never an Assign, a StartRun or a SteerRun of their own member.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -288,6 +344,10 @@ class ServerFrame(_message.Message):
     HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
     RESYNC_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    STEER_RUN_FIELD_NUMBER: _builtins.int
+    CANCEL_AT_BOUNDARY_FIELD_NUMBER: _builtins.int
+    HARD_CANCEL_FIELD_NUMBER: _builtins.int
+    RETIRE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The agent is attached, or waits for its mob."""
@@ -324,6 +384,22 @@ class ServerFrame(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """The stream ends."""
 
+    @_builtins.property
+    def steer_run(self) -> Global___SteerRun:
+        """More inputs for a run in flight."""
+
+    @_builtins.property
+    def cancel_at_boundary(self) -> Global___CancelAtBoundary:
+        """End a run at its next boundary."""
+
+    @_builtins.property
+    def hard_cancel(self) -> Global___HardCancel:
+        """End a run at once."""
+
+    @_builtins.property
+    def retire(self) -> Global___Retire:
+        """A member accepts no more inputs."""
+
     def __init__(
         self,
         *,
@@ -336,12 +412,16 @@ class ServerFrame(_message.Message):
         heartbeat_ack: Global___HeartbeatAck | None = ...,
         resync: Global___Resync | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        steer_run: Global___SteerRun | None = ...,
+        cancel_at_boundary: Global___CancelAtBoundary | None = ...,
+        hard_cancel: Global___HardCancel | None = ...,
+        retire: Global___Retire | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "frame", b"frame", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "reject", b"reject", "resync", b"resync", "run_settled", b"run_settled", "start_run", b"start_run", "unassign", b"unassign", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "cancel_at_boundary", b"cancel_at_boundary", "frame", b"frame", "goodbye", b"goodbye", "hard_cancel", b"hard_cancel", "heartbeat_ack", b"heartbeat_ack", "reject", b"reject", "resync", b"resync", "retire", b"retire", "run_settled", b"run_settled", "start_run", b"start_run", "steer_run", b"steer_run", "unassign", b"unassign", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "frame", b"frame", "goodbye", b"goodbye", "heartbeat_ack", b"heartbeat_ack", "reject", b"reject", "resync", b"resync", "run_settled", b"run_settled", "start_run", b"start_run", "unassign", b"unassign", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "cancel_at_boundary", b"cancel_at_boundary", "frame", b"frame", "goodbye", b"goodbye", "hard_cancel", b"hard_cancel", "heartbeat_ack", b"heartbeat_ack", "reject", b"reject", "resync", b"resync", "retire", b"retire", "run_settled", b"run_settled", "start_run", b"start_run", "steer_run", b"steer_run", "unassign", b"unassign", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "reject", "assign", "unassign", "start_run", "run_settled", "heartbeat_ack", "resync", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "reject", "assign", "unassign", "start_run", "run_settled", "heartbeat_ack", "resync", "goodbye", "steer_run", "cancel_at_boundary", "hard_cancel", "retire"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -404,6 +484,28 @@ class Resume(_message.Message):
 Global___Resume: _TypeAlias = Resume  # noqa: Y015
 
 @_typing.final
+class Capabilities(_message.Message):
+    """What an agent can do beside running turns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEER_FIELD_NUMBER: _builtins.int
+    steer: _builtins.bool
+    """It takes inputs into a run in flight: it is sent SteerRun."""
+    def __init__(
+        self,
+        *,
+        steer: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steer", b"steer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
+
+@_typing.final
 class Hello(_message.Message):
     """The first entry of a stream."""
 
@@ -417,6 +519,7 @@ class Hello(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     MAX_MEMBERS_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob. It need not exist yet."""
     host_id: _builtins.str
@@ -439,6 +542,10 @@ class Hello(_message.Message):
     def resume(self) -> Global___Resume:
         """What it holds from the stream before."""
 
+    @_builtins.property
+    def capabilities(self) -> Global___Capabilities:
+        """What it can do. Only an agent that can still do the same resumes."""
+
     def __init__(
         self,
         *,
@@ -450,10 +557,11 @@ class Hello(_message.Message):
         capacity: _builtins.int = ...,
         max_members: _builtins.int = ...,
         resume: Global___Resume | None = ...,
+        capabilities: Global___Capabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resume", b"resume"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "resume", b"resume"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "host_id", b"host_id", "incarnation", b"incarnation", "max_members", b"max_members", "mob_id", b"mob_id", "protocol", b"protocol", "resume", b"resume", "serves", b"serves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "capacity", b"capacity", "host_id", b"host_id", "incarnation", b"incarnation", "max_members", b"max_members", "mob_id", b"mob_id", "protocol", b"protocol", "resume", b"resume", "serves", b"serves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -719,16 +827,24 @@ class RunInput(_message.Message):
     CONTENT_FIELD_NUMBER: _builtins.int
     SENDER_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    CORRELATION_ID_FIELD_NUMBER: _builtins.int
+    ABOUT_JSON_FIELD_NUMBER: _builtins.int
     canonical_input_id: _builtins.str
     """The server's name of the input."""
     input_id: _builtins.str
     """The caller's name of the input."""
     kind: _builtins.str
-    """Its kind: peer_message."""
+    """Its kind: prompt, peer_message, peer_request, peer_response_progress, peer_response_terminal, external_event,
+    continuation, operation. New kinds may appear.
+    """
     sender: _builtins.str
     """Who delivered it."""
     attempt: _builtins.int
     """How many runs were started with it, this one included."""
+    correlation_id: _builtins.str
+    """What ties it to other inputs, as its sender said."""
+    about_json: _builtins.str
+    """What its kind knows beside the content, as a JSON object; empty if that is nothing."""
     @_builtins.property
     def content(self) -> _common_pb2.Content:
         """What it carries."""
@@ -742,10 +858,12 @@ class RunInput(_message.Message):
         content: _common_pb2.Content | None = ...,
         sender: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        correlation_id: _builtins.str = ...,
+        about_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "canonical_input_id", b"canonical_input_id", "content", b"content", "input_id", b"input_id", "kind", b"kind", "sender", b"sender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about_json", b"about_json", "attempt", b"attempt", "canonical_input_id", b"canonical_input_id", "content", b"content", "correlation_id", b"correlation_id", "input_id", b"input_id", "kind", b"kind", "sender", b"sender"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -763,6 +881,9 @@ class StartRun(_message.Message):
     BOUNDARY_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     executor_fence: _builtins.int
@@ -770,12 +891,22 @@ class StartRun(_message.Message):
     member_id: _builtins.str
     """The member."""
     boundary: _builtins.str
-    """Where the run applies: run_start."""
+    """Where its inputs are applied: run_start, run_checkpoint."""
     traceparent: _builtins.str
     """The trace of the first input."""
+    execution: _builtins.str
+    """How it is executed: content_turn, resume_pending."""
+    intent: _builtins.str
+    """What a terminal response asks for: none, append_context_and_run."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunInput]:
         """Its inputs, in order."""
+
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """How long it may take from the moment in which this is sent; not set if it may take as long as it wants. It is a
+        duration, and not a time, because the clocks of agents and server differ.
+        """
 
     def __init__(
         self,
@@ -786,14 +917,165 @@ class StartRun(_message.Message):
         boundary: _builtins.str = ...,
         inputs: _abc.Iterable[Global___RunInput] | None = ...,
         traceparent: _builtins.str = ...,
+        execution: _builtins.str = ...,
+        intent: _builtins.str = ...,
+        time_left: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "executor_fence", b"executor_fence", "inputs", b"inputs", "member_id", b"member_id", "run_id", b"run_id", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "execution", b"execution", "executor_fence", b"executor_fence", "inputs", b"inputs", "intent", b"intent", "member_id", b"member_id", "run_id", b"run_id", "time_left", b"time_left", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartRun: _TypeAlias = StartRun  # noqa: Y015
+
+@_typing.final
+class SteerRun(_message.Message):
+    """More inputs for a run in flight, in order. They are sent again when the agent comes back: it knows those that it has.
+    Its RunResult or RunFailed names those that were taken in; the others are run afterwards.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    executor_fence: _builtins.int
+    """The fence of the assignment."""
+    member_id: _builtins.str
+    """The member."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunInput]:
+        """The inputs, in order."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+        member_id: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___RunInput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_fence", b"executor_fence", "inputs", b"inputs", "member_id", b"member_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SteerRun: _TypeAlias = SteerRun  # noqa: Y015
+
+@_typing.final
+class CancelAtBoundary(_message.Message):
+    """End a run at its next boundary: the turn is told and ends by itself. Answered with ControlAck. It is sent again when
+    the agent comes back: it knows the control_ids that it has obeyed.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROL_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    control_id: _builtins.str
+    """The request."""
+    run_id: _builtins.str
+    """The run."""
+    executor_fence: _builtins.int
+    """The fence of the assignment."""
+    member_id: _builtins.str
+    """The member."""
+    reason: _builtins.str
+    """Why, in a sentence."""
+    def __init__(
+        self,
+        *,
+        control_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+        member_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_id", b"control_id", "executor_fence", b"executor_fence", "member_id", b"member_id", "reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelAtBoundary: _TypeAlias = CancelAtBoundary  # noqa: Y015
+
+@_typing.final
+class HardCancel(_message.Message):
+    """End a run at once. Answered with ControlAck within 10 seconds, else the run and its member are taken from the agent. It
+    is sent again when the agent comes back.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROL_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    control_id: _builtins.str
+    """The request."""
+    run_id: _builtins.str
+    """The run."""
+    executor_fence: _builtins.int
+    """The fence of the assignment."""
+    member_id: _builtins.str
+    """The member."""
+    reason: _builtins.str
+    """Why, in a sentence."""
+    def __init__(
+        self,
+        *,
+        control_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+        member_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_id", b"control_id", "executor_fence", b"executor_fence", "member_id", b"member_id", "reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HardCancel: _TypeAlias = HardCancel  # noqa: Y015
+
+@_typing.final
+class Retire(_message.Message):
+    """A member that the agent serves accepts no more inputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    executor_fence: _builtins.int
+    """The fence of the assignment."""
+    drain: _builtins.bool
+    """What the member has is still run."""
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+        drain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "executor_fence", b"executor_fence", "member_id", b"member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Retire: _TypeAlias = Retire  # noqa: Y015
 
 @_typing.final
 class RunSettled(_message.Message):
@@ -1010,6 +1292,7 @@ class RunResult(_message.Message):
     MESSAGES_JSON_FIELD_NUMBER: _builtins.int
     EXPECTED_MESSAGE_COUNT_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    STEERED_INPUT_IDS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     executor_fence: _builtins.int
@@ -1026,6 +1309,10 @@ class RunResult(_message.Message):
     def usage(self) -> _runs_pb2.Usage:
         """What the run used."""
 
+    @_builtins.property
+    def steered_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The canonical ids of the inputs of SteerRun that the turn took in, in order."""
+
     def __init__(
         self,
         *,
@@ -1035,10 +1322,11 @@ class RunResult(_message.Message):
         messages_json: _abc.Iterable[_builtins.str] | None = ...,
         expected_message_count: _builtins.int | None = ...,
         usage: _runs_pb2.Usage | None = ...,
+        steered_input_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_message_count", b"_expected_message_count", "expected_message_count", b"expected_message_count", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_message_count", b"_expected_message_count", "executor_fence", b"executor_fence", "expected_message_count", b"expected_message_count", "messages_json", b"messages_json", "output_json", b"output_json", "run_id", b"run_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_message_count", b"_expected_message_count", "executor_fence", b"executor_fence", "expected_message_count", b"expected_message_count", "messages_json", b"messages_json", "output_json", b"output_json", "run_id", b"run_id", "steered_input_ids", b"steered_input_ids", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_message_count: _TypeAlias = _typing.Literal["expected_message_count"]  # noqa: Y015
     _WhichOneofArgType__expected_message_count: _TypeAlias = _typing.Literal["_expected_message_count", b"_expected_message_count"]  # noqa: Y015
@@ -1057,6 +1345,7 @@ class RunFailed(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
+    STEERED_INPUT_IDS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     executor_fence: _builtins.int
@@ -1067,6 +1356,10 @@ class RunFailed(_message.Message):
     """What happened, in a sentence."""
     retryable: _builtins.bool
     """Whether its inputs may run again; if not they are abandoned."""
+    @_builtins.property
+    def steered_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The canonical ids of the inputs of SteerRun that the turn took in, in order: they share the fate of the others."""
+
     def __init__(
         self,
         *,
@@ -1075,14 +1368,287 @@ class RunFailed(_message.Message):
         kind: Global___FailureKind.ValueType = ...,
         message: _builtins.str = ...,
         retryable: _builtins.bool = ...,
+        steered_input_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_fence", b"executor_fence", "kind", b"kind", "message", b"message", "retryable", b"retryable", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor_fence", b"executor_fence", "kind", b"kind", "message", b"message", "retryable", b"retryable", "run_id", b"run_id", "steered_input_ids", b"steered_input_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunFailed: _TypeAlias = RunFailed  # noqa: Y015
+
+@_typing.final
+class ControlAck(_message.Message):
+    """The answer to CancelAtBoundary and HardCancel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROL_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    control_id: _builtins.str
+    """The request."""
+    result: Global___ControlResult.ValueType
+    """What became of it."""
+    message: _builtins.str
+    """Why, in a sentence."""
+    def __init__(
+        self,
+        *,
+        control_id: _builtins.str = ...,
+        result: Global___ControlResult.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control_id", b"control_id", "message", b"message", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControlAck: _TypeAlias = ControlAck  # noqa: Y015
+
+@_typing.final
+class RunProgress(_message.Message):
+    """How far a run has come. It becomes the progress of the member's operation, of which at most one a second is stored,
+    the newest, and is shown to those who watch the agents' events at once.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    executor_fence: _builtins.int
+    """The fence of the assignment."""
+    message: _builtins.str
+    """How far, in a sentence."""
+    percent: _builtins.int
+    """How far, in parts of a hundred."""
+    sequence: _builtins.int
+    """Its place among the events of the run."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+        message: _builtins.str = ...,
+        percent: _builtins.int | None = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "percent", b"percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "executor_fence", b"executor_fence", "message", b"message", "percent", b"percent", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__percent: _TypeAlias = _typing.Literal["percent"]  # noqa: Y015
+    _WhichOneofArgType__percent: _TypeAlias = _typing.Literal["_percent", b"_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent) -> _WhichOneofReturnType__percent | None: ...
+
+Global___RunProgress: _TypeAlias = RunProgress  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """A tool is called."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The call's name, by which its result refers to it."""
+    name: _builtins.str
+    """The tool."""
+    arguments_json: _builtins.str
+    """What it is called with."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class ToolResult(_message.Message):
+    """A tool has answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OUTPUT_JSON_FIELD_NUMBER: _builtins.int
+    IS_ERROR_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The call."""
+    output_json: _builtins.str
+    """What it answered."""
+    is_error: _builtins.bool
+    """It failed."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        output_json: _builtins.str = ...,
+        is_error: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "is_error", b"is_error", "output_json", b"output_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolResult: _TypeAlias = ToolResult  # noqa: Y015
+
+@_typing.final
+class LogLine(_message.Message):
+    """A line of a log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    level: _builtins.str
+    """How serious: debug, info, warning, error."""
+    message: _builtins.str
+    """What it says."""
+    def __init__(
+        self,
+        *,
+        level: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
+
+@_typing.final
+class Progress(_message.Message):
+    """How far a run has come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """How far, in a sentence."""
+    percent: _builtins.int
+    """How far, in parts of a hundred."""
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+        percent: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "percent", b"percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "message", b"message", "percent", b"percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__percent: _TypeAlias = _typing.Literal["percent"]  # noqa: Y015
+    _WhichOneofArgType__percent: _TypeAlias = _typing.Literal["_percent", b"_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent) -> _WhichOneofReturnType__percent | None: ...
+
+Global___Progress: _TypeAlias = Progress  # noqa: Y015
+
+@_typing.final
+class RunEvent(_message.Message):
+    """One thing that a run puts out while it runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TEXT_DELTA_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    CUSTOM_JSON_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Its place among the events of the run: 1 is the first. A gap means that some were not sent."""
+    text_delta: _builtins.str
+    """A piece of a text that goes on."""
+    text: _builtins.str
+    """A text."""
+    custom_json: _builtins.str
+    """Anything else, as JSON."""
+    @_builtins.property
+    def tool_call(self) -> Global___ToolCall:
+        """A tool is called."""
+
+    @_builtins.property
+    def tool_result(self) -> Global___ToolResult:
+        """A tool has answered."""
+
+    @_builtins.property
+    def log(self) -> Global___LogLine:
+        """A line of a log."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        text_delta: _builtins.str = ...,
+        text: _builtins.str = ...,
+        tool_call: Global___ToolCall | None = ...,
+        tool_result: Global___ToolResult | None = ...,
+        log: Global___LogLine | None = ...,
+        custom_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["custom_json", b"custom_json", "log", b"log", "payload", b"payload", "text", b"text", "text_delta", b"text_delta", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custom_json", b"custom_json", "log", b"log", "payload", b"payload", "sequence", b"sequence", "text", b"text", "text_delta", b"text_delta", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["text_delta", "text", "tool_call", "tool_result", "log", "custom_json"]  # noqa: Y015
+    _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
+
+Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
+
+@_typing.final
+class RunEvents(_message.Message):
+    """What a run puts out while it runs: shown to those who watch now, and never stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    EXECUTOR_FENCE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    executor_fence: _builtins.int
+    """The fence of the assignment."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunEvent]:
+        """The events, in the order of their sequence."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        executor_fence: _builtins.int = ...,
+        events: _abc.Iterable[Global___RunEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "executor_fence", b"executor_fence", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEvents: _TypeAlias = RunEvents  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):

@@ -441,6 +441,162 @@ class WatchEventsResponse(_message.Message):
 Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
 
 @_typing.final
+class WatchAgentEventsRequest(_message.Message):
+    """Asks to follow what agents put out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOB_ID_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    mob_id: _builtins.str
+    """The mob."""
+    member_id: _builtins.str
+    """Only of this member; of all members if empty."""
+    def __init__(
+        self,
+        *,
+        mob_id: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "mob_id", b"mob_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAgentEventsRequest: _TypeAlias = WatchAgentEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchAgentEventsResponse(_message.Message):
+    """A part of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentEvent]:
+        """The events, in the order in which they arrived."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___AgentEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAgentEventsResponse: _TypeAlias = WatchAgentEventsResponse  # noqa: Y015
+
+@_typing.final
+class Lagged(_message.Message):
+    """Events that the reader was too slow for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lagged: _TypeAlias = Lagged  # noqa: Y015
+
+@_typing.final
+class AgentEvent(_message.Message):
+    """One thing that a run put out while it ran."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TEXT_DELTA_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_FIELD_NUMBER: _builtins.int
+    TOOL_RESULT_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    CUSTOM_JSON_FIELD_NUMBER: _builtins.int
+    LAGGED_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """The member."""
+    run_id: _builtins.str
+    """The run."""
+    attempt: _builtins.int
+    """The greatest attempt of the run's inputs."""
+    sequence: _builtins.int
+    """Its place among the events of the run: 1 is the first. A gap means that some are missing."""
+    text_delta: _builtins.str
+    """A piece of a text that goes on."""
+    text: _builtins.str
+    """A text."""
+    custom_json: _builtins.str
+    """Anything else, as JSON."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it arrived, by the server's clock."""
+
+    @_builtins.property
+    def tool_call(self) -> _agents_pb2.ToolCall:
+        """A tool is called."""
+
+    @_builtins.property
+    def tool_result(self) -> _agents_pb2.ToolResult:
+        """A tool has answered."""
+
+    @_builtins.property
+    def log(self) -> _agents_pb2.LogLine:
+        """A line of a log."""
+
+    @_builtins.property
+    def progress(self) -> _agents_pb2.Progress:
+        """How far the run has come."""
+
+    @_builtins.property
+    def lagged(self) -> Global___Lagged:
+        """This many events are missing here; no other field of the event is set."""
+
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        sequence: _builtins.int = ...,
+        text_delta: _builtins.str = ...,
+        text: _builtins.str = ...,
+        tool_call: _agents_pb2.ToolCall | None = ...,
+        tool_result: _agents_pb2.ToolResult | None = ...,
+        log: _agents_pb2.LogLine | None = ...,
+        progress: _agents_pb2.Progress | None = ...,
+        custom_json: _builtins.str = ...,
+        lagged: Global___Lagged | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["custom_json", b"custom_json", "lagged", b"lagged", "log", b"log", "payload", b"payload", "progress", b"progress", "text", b"text", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "custom_json", b"custom_json", "lagged", b"lagged", "log", b"log", "member_id", b"member_id", "payload", b"payload", "progress", b"progress", "run_id", b"run_id", "sequence", b"sequence", "text", b"text", "text_delta", b"text_delta", "time", b"time", "tool_call", b"tool_call", "tool_result", b"tool_result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["text_delta", "text", "tool_call", "tool_result", "log", "progress", "custom_json", "lagged"]  # noqa: Y015
+    _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
+
+Global___AgentEvent: _TypeAlias = AgentEvent  # noqa: Y015
+
+@_typing.final
 class Event(_message.Message):
     """A fact."""
 

@@ -45,6 +45,11 @@ class EventServiceStub(object):
                 request_serializer=mobd_dot_v1_dot_events__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=mobd_dot_v1_dot_events__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.WatchAgentEvents = channel.unary_stream(
+                '/mobd.v1.EventService/WatchAgentEvents',
+                request_serializer=mobd_dot_v1_dot_events__pb2.WatchAgentEventsRequest.SerializeToString,
+                response_deserializer=mobd_dot_v1_dot_events__pb2.WatchAgentEventsResponse.FromString,
+                _registered_method=True)
         self.GetState = channel.unary_stream(
                 '/mobd.v1.EventService/GetState',
                 request_serializer=mobd_dot_v1_dot_events__pb2.GetStateRequest.SerializeToString,
@@ -74,6 +79,16 @@ class EventServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchAgentEvents(self, request, context):
+        """Follows what agents put out while they run. Nothing of it is stored: the stream begins with an empty answer as soon
+        as it listens, and shows what comes after that. A reader that is too slow misses events, which are counted in their
+        place, and holds nobody up. The stream ends like that of WatchEvents: with OK when the mob is destroyed, with
+        UNAVAILABLE when the server drains.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetState(self, request, context):
         """Returns the whole state of a mob, now or as it was after any event of its log: a header and then sections, in a
         fixed order. Every part is of the one state that the header names, and that state is durable.
@@ -94,6 +109,11 @@ def add_EventServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=mobd_dot_v1_dot_events__pb2.WatchEventsRequest.FromString,
                     response_serializer=mobd_dot_v1_dot_events__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'WatchAgentEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAgentEvents,
+                    request_deserializer=mobd_dot_v1_dot_events__pb2.WatchAgentEventsRequest.FromString,
+                    response_serializer=mobd_dot_v1_dot_events__pb2.WatchAgentEventsResponse.SerializeToString,
             ),
             'GetState': grpc.unary_stream_rpc_method_handler(
                     servicer.GetState,
@@ -156,6 +176,33 @@ class EventService(object):
             '/mobd.v1.EventService/WatchEvents',
             mobd_dot_v1_dot_events__pb2.WatchEventsRequest.SerializeToString,
             mobd_dot_v1_dot_events__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAgentEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mobd.v1.EventService/WatchAgentEvents',
+            mobd_dot_v1_dot_events__pb2.WatchAgentEventsRequest.SerializeToString,
+            mobd_dot_v1_dot_events__pb2.WatchAgentEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

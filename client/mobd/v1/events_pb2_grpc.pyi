@@ -43,6 +43,12 @@ class EventServiceStub:
     UNAVAILABLE when the server drains, with RESOURCE_EXHAUSTED when the reader is too slow: go on from the last
     cursor.
     """
+    WatchAgentEvents: _grpc.UnaryStreamMultiCallable[_events_pb2.WatchAgentEventsRequest, _events_pb2.WatchAgentEventsResponse]
+    """Follows what agents put out while they run. Nothing of it is stored: the stream begins with an empty answer as soon
+    as it listens, and shows what comes after that. A reader that is too slow misses events, which are counted in their
+    place, and holds nobody up. The stream ends like that of WatchEvents: with OK when the mob is destroyed, with
+    UNAVAILABLE when the server drains.
+    """
     GetState: _grpc.UnaryStreamMultiCallable[_events_pb2.GetStateRequest, _events_pb2.GetStateResponse]
     """Returns the whole state of a mob, now or as it was after any event of its log: a header and then sections, in a
     fixed order. Every part is of the one state that the header names, and that state is durable.
@@ -62,6 +68,12 @@ class EventServiceAsyncStub(EventServiceStub):
     and then at least every 10 seconds. The stream ends with OK after the last event of a destroyed mob, with
     UNAVAILABLE when the server drains, with RESOURCE_EXHAUSTED when the reader is too slow: go on from the last
     cursor.
+    """
+    WatchAgentEvents: _aio.UnaryStreamMultiCallable[_events_pb2.WatchAgentEventsRequest, _events_pb2.WatchAgentEventsResponse]  # type: ignore[assignment]
+    """Follows what agents put out while they run. Nothing of it is stored: the stream begins with an empty answer as soon
+    as it listens, and shows what comes after that. A reader that is too slow misses events, which are counted in their
+    place, and holds nobody up. The stream ends like that of WatchEvents: with OK when the mob is destroyed, with
+    UNAVAILABLE when the server drains.
     """
     GetState: _aio.UnaryStreamMultiCallable[_events_pb2.GetStateRequest, _events_pb2.GetStateResponse]  # type: ignore[assignment]
     """Returns the whole state of a mob, now or as it was after any event of its log: a header and then sections, in a
@@ -91,6 +103,18 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         and then at least every 10 seconds. The stream ends with OK after the last event of a destroyed mob, with
         UNAVAILABLE when the server drains, with RESOURCE_EXHAUSTED when the reader is too slow: go on from the last
         cursor.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAgentEvents(
+        self,
+        request: _events_pb2.WatchAgentEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_events_pb2.WatchAgentEventsResponse], _abc.AsyncIterator[_events_pb2.WatchAgentEventsResponse]]:
+        """Follows what agents put out while they run. Nothing of it is stored: the stream begins with an empty answer as soon
+        as it listens, and shows what comes after that. A reader that is too slow misses events, which are counted in their
+        place, and holds nobody up. The stream ends like that of WatchEvents: with OK when the mob is destroyed, with
+        UNAVAILABLE when the server drains.
         """
 
     @_abc_1.abstractmethod

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Literal
 
 from mobd_server.actors.bell import Bell
-from mobd_server.actors.frames import HeartbeatAck, Hello, ServerFrame, size_of
+from mobd_server.actors.frames import HeartbeatAck, Hello, ServerFrame, Welcome, size_of
 from mobd_server.actors.links import Call
+from mobd_server.machines.answers import SendAssign, SendCancel, SendRetire, SendStartRun, SendSteer
 from mobd_server.ports import Clock
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ OUTBOX_BYTES: Final = 1 << 20
 # What leaves in one message.
 TAKE_BYTES: Final = 1 << 18
 TAKE_FRAMES: Final = 256
+
+
+# What overtakes the rest, and what of its own member it waits for all the same.
+Control = SendCancel | SendRetire
+_ORDERED: Final = (SendAssign, SendStartRun, SendSteer)
 
 
 class Connection:
@@ -93,6 +99,42 @@ class Connection:
             self._bytes += size
             self._frames.append((size, frame))
         self._bell.ring()
+
+    def send_control(self, frame: Control) -> None:
+        """Let a frame that controls a member overtake what waits, but not what that member must be told before it.
+
+        Frames that overtake keep their own order.
+        """
+        if self.state == "ended":
+            return
+        place = len(self._frames)
+        for _, waiting in reversed(self._frames):
+            if isinstance(waiting, Control | Welcome):
+                break
+            if isinstance(waiting, _ORDERED) and waiting.member_id == frame.member_id:
+                break
+            place -= 1
+        size = size_of(frame)
+        self._bytes += size
+        self._frames.insert(place, (size, frame))
+        self._bell.ring()
+
+    def take_back(self, run_id: str) -> bool:
+        """Take a run, with what was steered into it, from what waits to be sent; return whether it was there.
+
+        Then the agent has never heard of it.
+        """
+        if not any(isinstance(frame, SendStartRun) and frame.run_id == run_id for _, frame in self._frames):
+            return False
+        kept = [
+            (size, frame)
+            for size, frame in self._frames
+            if not (isinstance(frame, SendStartRun | SendSteer) and frame.run_id == run_id)
+        ]
+        self._frames.clear()
+        self._frames.extend(kept)
+        self._bytes = sum(size for size, _ in kept)
+        return True
 
     def acknowledge(self) -> None:
         """Answer a heartbeat. One answer at a time is enough: an agent that sends only these can't fill the outbox."""

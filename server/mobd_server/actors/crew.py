@@ -5,52 +5,29 @@ An agent counts as connected from the tick in which its mob *decides* to attach 
 passes it over; it is sent something only after that decision is durable, and after its Welcome.
 """
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, Protocol, cast
-
-from msgspec import Struct
+from typing import Final, cast
 
 from mobd_server.actors.actor import MobActor
 from mobd_server.actors.connection import Connection
-from mobd_server.actors.frames import Goodbye, Reject, Resync, Terms, Welcome
-from mobd_server.actors.journal import Journal
-from mobd_server.actors.links import Call, Receiver, Reply
-from mobd_server.actors.patience import Patience
+from mobd_server.actors.controls import Controls
+from mobd_server.actors.frames import Goodbye, Reject, Resync, Welcome
+from mobd_server.actors.links import Receiver, Reply
 from mobd_server.actors.presence import Presence
+from mobd_server.actors.progress import Progress
+from mobd_server.actors.shared import Shared
 from mobd_server.actors.transcripts import Transcripts
 from mobd_server.errors import JournalDown, JournalFull, MobdError, MobNotFound, Unavailable
 from mobd_server.machines import answers as a
 from mobd_server.machines import commands as c
 from mobd_server.machines.state import Attachment, Mob
-from mobd_server.ports import Store
 
-HUB: Final = Call(principal="mobd")
 # When an agent may ask again whose mob can't be read, who read too slowly, or whose grace has passed.
 UNREADABLE_S: Final = 30.0
 COME_BACK_S: Final = 1.0
 
-
-class Mobs(Protocol):
-    """The registry, as the hub sees it."""
-
-    def get(self, mob_id: str) -> MobActor | None:
-        """Return the mob if it is in memory."""
-
-    async def load(self, mob_id: str) -> MobActor:
-        """Return the mob, read from its log if it is not in memory."""
-
-
-class Shared(Struct):
-    """What all crews share. `later` runs something in a tick of its own, in order."""
-
-    mobs: Mobs
-    journal: Journal
-    store: Store
-    terms: Terms
-    patience: Patience
-    later: Callable[[Callable[[], None]], None]
-    spawn: Callable[[Coroutine[Any, Any, None]], None]
+Said = a.SendAssign | a.SendUnassign | a.SendStartRun | a.SendSteer | a.SendSettled
 
 
 class Crew:
@@ -62,6 +39,8 @@ class Crew:
         self.connected: set[str] = set()
         self.presences: dict[str, Presence] = {}
         self.transcripts = Transcripts()
+        self.controls = Controls(mob_id, shared, self.lose_run)
+        self.progress = Progress(mob_id, shared)
         # Runs whose results the mob could not store.
         self.unstorable: set[str] = set()
         self._shared = shared
@@ -107,6 +86,7 @@ class Crew:
             hello.serves,
             hello.resume,
             sorted(connection.held),
+            hello.steers,
         )
         actor.submit(command, connection.call, partial(self._attached, connection), kept=True)
         attachment = _attachment(actor.mob, connection)
@@ -266,6 +246,7 @@ class Crew:
     def evicted(self) -> None:
         """The mob is not in memory: what its agents say now is not decided, and they are asked for it later."""
         self.transcripts = Transcripts()
+        self.progress.forget()
         self.connected.clear()
         for presence in self.presences.values():
             presence.forget()
@@ -307,8 +288,14 @@ class Crew:
                 self._ended(presence, reaction)
                 return
             self._note(presence, reaction, sendable=sendable)
-            if sendable and connection is not None:
-                connection.send(cast("a.SendAssign | a.SendUnassign | a.SendStartRun | a.SendSettled", reaction))
+            if not sendable or connection is None:
+                continue
+            if isinstance(reaction, a.SendCancel):
+                self.controls.send(presence, connection, reaction)
+            elif isinstance(reaction, a.SendRetire):
+                connection.send_control(reaction)
+            else:
+                connection.send(cast("Said", reaction))
 
     def _note(self, presence: Presence, reaction: a.AgentReaction, *, sendable: bool) -> None:
         due = self._shared.patience.after(self._shared.terms.accept_s)
@@ -371,6 +358,7 @@ class Crew:
         time, later = shared.patience.time, shared.later
         if self._ask_again_due and time >= self._ask_again_due and self.tell(c.Continue()):
             self._ask_again_due = 0.0
+        self.progress.expire()
         for presence in self.presences.values():
             connection = presence.connection
             if connection is None or presence.suspended or presence.closing is not None:
@@ -380,7 +368,7 @@ class Crew:
                 connection.due = shared.patience.after(shared.terms.lease_s)
             elif time >= connection.due:
                 later(partial(self._silent, presence))
-            elif presence.overdue_assigns(time) or presence.overdue_runs(time):
+            elif presence.overdue_assigns(time) or presence.overdue_runs(time) or presence.overdue_cancels(time):
                 later(partial(self._overdue, presence))
         if self._waiting and time >= self._seek_due and shared.mobs.get(self.mob_id) is None:
             self._seek()
@@ -406,11 +394,7 @@ class Crew:
 
     def tell(self, command: c.Command, then: Receiver | None = None) -> bool:
         """Have the mob decide what the hub found out; return False if that is not possible now."""
-        actor = self._shared.mobs.get(self.mob_id)
-        if actor is None or actor.failed or self._shared.journal.refusal(kept=True) is not None:
-            return False
-        actor.submit(command, HUB, then, kept=True)
-        return True
+        return self._shared.tell(self.mob_id, command, then)
 
     def _closed(self, presence: Presence, reply: Reply) -> None:
         if reply.error is None:
@@ -447,6 +431,7 @@ class Crew:
                 del presence.assigns[member_id]
         for run_id, fence in presence.overdue_runs(time):
             self.lose_run(presence, run_id, fence, f"not accepted within {accept_s:g} s")
+        self.controls.overdue(presence)
 
     def _declined(self, presence: Presence, member_id: str, fence: int, reason: str, reply: Reply) -> None:
         """Tell an agent that it serves a member no longer; it may answer yet."""

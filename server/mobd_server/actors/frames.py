@@ -1,13 +1,23 @@
 """What agents and the server say to each other on a stream, in domain words (api §5).
 
-What a commit releases goes out as it is: SendAssign, SendUnassign, SendStartRun and SendSettled are frames already.
+What a commit releases goes out as it is: SendAssign, SendStartRun, SendCancel and the like are frames already.
 """
 
+from collections.abc import Callable
 from typing import Final, Literal
 
 from msgspec import Raw, Struct
 
-from mobd_server.machines.answers import SendAssign, SendSettled, SendStartRun, SendUnassign, ServeOutcome
+from mobd_server.machines.answers import (
+    SendAssign,
+    SendCancel,
+    SendRetire,
+    SendSettled,
+    SendStartRun,
+    SendSteer,
+    SendUnassign,
+    ServeOutcome,
+)
 from mobd_server.machines.state import Serve, Usage
 
 
@@ -33,6 +43,8 @@ class Hello(Struct, frozen=True, gc=False):
     # The attachment that it had, and the runs that it holds.
     resume: str | None = None
     held: list[str] = []
+    # It takes inputs into a run in flight.
+    steers: bool = False
 
 
 class Heartbeat(Struct, frozen=True, gc=False):
@@ -62,14 +74,38 @@ class RunResult(Struct, frozen=True, gc=False):
     messages: list[Raw] = []
     expected_message_count: int | None = None
     usage: Usage | None = None
+    # Canonical ids of the steered inputs that the turn took in.
+    steered: list[str] = []
 
 
 class RunFailed(Struct, frozen=True, gc=False):
     run_id: str
     fence: int
-    kind: Literal["error", "released"]
+    kind: Literal["error", "released", "cancelled"]
     message: str = ""
     retryable: bool = True
+    steered: list[str] = []
+
+
+class ControlAck(Struct, frozen=True, gc=False):
+    control_id: str
+    result: Literal["ok", "not_running", "failed"]
+    message: str = ""
+
+
+class RunProgress(Struct, frozen=True, gc=False):
+    run_id: str
+    fence: int
+    message: str = ""
+    percent: int | None = None
+    # Makes what watchers are shown of it; called only if there are any. See live.LiveEvent.
+    bodies: Callable[[], list[bytes]] = list
+
+
+class RunEvents(Struct, frozen=True, gc=False):
+    run_id: str
+    fence: int
+    bodies: Callable[[], list[bytes]] = list
 
 
 class Drain(Struct, frozen=True, gc=False):
@@ -80,7 +116,20 @@ class Detach(Struct, frozen=True, gc=False):
     pass
 
 
-AgentFrame = Hello | Heartbeat | Assigned | Declined | RunAccepted | RunResult | RunFailed | Drain | Detach
+AgentFrame = (
+    Hello
+    | Heartbeat
+    | Assigned
+    | Declined
+    | RunAccepted
+    | RunResult
+    | RunFailed
+    | ControlAck
+    | RunProgress
+    | RunEvents
+    | Drain
+    | Detach
+)
 
 
 class Welcome(Struct, frozen=True, gc=False):
@@ -115,7 +164,18 @@ class Goodbye(Struct, frozen=True, gc=False):
 
 
 ServerFrame = (
-    Welcome | Reject | SendAssign | SendUnassign | SendStartRun | SendSettled | HeartbeatAck | Resync | Goodbye
+    Welcome
+    | Reject
+    | SendAssign
+    | SendUnassign
+    | SendStartRun
+    | SendSteer
+    | SendCancel
+    | SendRetire
+    | SendSettled
+    | HeartbeatAck
+    | Resync
+    | Goodbye
 )
 
 _FRAME_BYTES: Final = 256
@@ -124,7 +184,7 @@ _INPUT_BYTES: Final = 192
 
 def size_of(frame: ServerFrame) -> int:
     """Return about how many bytes a frame holds by itself. A profile is shared by all that name it."""
-    if isinstance(frame, SendStartRun):
+    if isinstance(frame, SendStartRun | SendSteer):
         return _FRAME_BYTES + sum(_INPUT_BYTES + memoryview(one.content).nbytes for one in frame.inputs)
     if isinstance(frame, SendAssign) and frame.context is not None:
         return _FRAME_BYTES + memoryview(frame.context).nbytes

@@ -11,11 +11,13 @@ from typing import Any, Final, Literal
 
 from mobd_server.actors.actor import MobActor
 from mobd_server.actors.connection import Connection
-from mobd_server.actors.crew import COME_BACK_S, Crew, Mobs, Shared
+from mobd_server.actors.crew import COME_BACK_S, Crew
 from mobd_server.actors.frames import AgentFrame, Goodbye, Hello, Terms
 from mobd_server.actors.intake import Intake, hello_missing
 from mobd_server.actors.journal import Journal
+from mobd_server.actors.live import Live
 from mobd_server.actors.patience import Patience
+from mobd_server.actors.shared import Mobs, Shared
 from mobd_server.errors import Draining
 from mobd_server.machines.answers import AgentReaction
 from mobd_server.ports import Clock, Store
@@ -35,6 +37,8 @@ class Hub:
         self._store = store
         self._clock = clock
         self._terms = terms
+        # Those who watch what agents put out.
+        self.live = Live()
         self._loop = asyncio.get_running_loop()
         tick_s = min(MAX_TICK_S, min(terms.lease_s, terms.grace_s, terms.accept_s, terms.hello_s) / 10)
         self._patience = Patience(clock, tick_s, lambda: journal.down, self._expire)
@@ -50,7 +54,17 @@ class Hub:
 
     def begin(self, mobs: Mobs) -> None:
         """Take the registry, which is made with the hub in hand."""
-        self._shared = Shared(mobs, self._journal, self._store, self._terms, self._patience, self._later, self._spawn)
+        self._shared = Shared(
+            mobs,
+            self._journal,
+            self._store,
+            self._clock,
+            self._terms,
+            self._patience,
+            self.live,
+            self._later,
+            self._spawn,
+        )
         self._intake = Intake(self._shared)
 
     @property

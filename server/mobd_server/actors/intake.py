@@ -14,9 +14,10 @@ from msgspec import Raw
 from mobd_server.actors import frames as f
 from mobd_server.actors.actor import MobActor
 from mobd_server.actors.connection import Connection
-from mobd_server.actors.crew import Crew, Shared
+from mobd_server.actors.crew import Crew
 from mobd_server.actors.links import Reply
 from mobd_server.actors.presence import Presence
+from mobd_server.actors.shared import Shared
 from mobd_server.actors.transcripts import Transcript, canonical, result_hash
 from mobd_server.errors import Exhausted, FieldInvalid, JournalDown, Unavailable, Violation
 from mobd_server.machines import commands as c
@@ -48,6 +49,9 @@ class Intake:
             f.RunAccepted: self._accepted,
             f.RunResult: self._result,
             f.RunFailed: self._failed,
+            f.ControlAck: self._acknowledged,
+            f.RunProgress: self._progress,
+            f.RunEvents: self._events,
             f.Drain: self._drain,
             f.Detach: self._detach,
         }
@@ -152,6 +156,7 @@ class Intake:
                 frame.output,
                 result_hash(output, messages),
                 usage=frame.usage,
+                steered=frame.steered,
             )
             run = current(actor.mob, presence.attachment_id, frame.run_id, frame.fence)
             session_id, grown = "", None
@@ -174,6 +179,7 @@ class Intake:
                     command.messages = [Raw(message) for message in messages]
                     command.message_count, command.digest = grown.count, grown.digest()
             presence.settling(frame.run_id, frame.fence)
+            crew.progress.flush(frame.run_id)
             done = partial(self._settled, crew, connection, frame, session_id, grown)
             actor.submit(command, connection.call, done, kept=True)
             return
@@ -208,18 +214,39 @@ class Intake:
 
     def _give_up(self, connection: Connection, actor: MobActor, presence: Presence, frame: f.RunResult) -> None:
         message = "its result can't be stored"
-        command = c.FailRun(presence.attachment_id, frame.run_id, frame.fence, "error", message)
+        command = c.FailRun(presence.attachment_id, frame.run_id, frame.fence, "error", message, steered=frame.steered)
         actor.submit(command, connection.call, kept=True)
 
-    async def _failed(self, _: Crew, connection: Connection, frame: f.RunFailed) -> None:
+    async def _failed(self, crew: Crew, connection: Connection, frame: f.RunFailed) -> None:
         actor = await self._ready(connection)
         presence = connection.presence
         if actor is not None and presence is not None:
             presence.settling(frame.run_id, frame.fence)
+            crew.progress.flush(frame.run_id)
             command = c.FailRun(
-                presence.attachment_id, frame.run_id, frame.fence, frame.kind, frame.message, frame.retryable
+                presence.attachment_id,
+                frame.run_id,
+                frame.fence,
+                frame.kind,
+                frame.message,
+                frame.retryable,
+                frame.steered,
             )
             actor.submit(command, connection.call, kept=True)
+
+    # What is only worth something now is never waited with, and never asked for again.
+
+    async def _acknowledged(self, crew: Crew, connection: Connection, frame: f.ControlAck) -> None:
+        if connection.state == "attached" and connection.presence is not None:
+            crew.controls.acknowledged(connection.presence, frame)
+
+    async def _progress(self, crew: Crew, connection: Connection, frame: f.RunProgress) -> None:
+        if connection.state == "attached" and connection.presence is not None:
+            crew.progress.report(connection.presence.attachment_id, frame, connection.call)
+
+    async def _events(self, crew: Crew, connection: Connection, frame: f.RunEvents) -> None:
+        if connection.state == "attached" and connection.presence is not None:
+            crew.progress.show(connection.presence.attachment_id, frame)
 
     async def _drain(self, crew: Crew, connection: Connection, _: f.Drain) -> None:
         connection.draining = True

@@ -23,10 +23,20 @@ class SentRun(Struct):
     settling: bool = False
 
 
+class SentCancel(Struct):
+    """A request to cancel a run that the agent was sent."""
+
+    control_id: str
+    fence: int
+    # When the end of a run at once must be acknowledged; None if there is nothing to wait for.
+    due: float | None
+
+
 class Presence:
     """One attachment. Times are those of the hub's patience; nothing of this is ever stored."""
 
     __slots__ = (
+        "_cancels",
         "_runs",
         "_unaccepted",
         "asked",
@@ -57,6 +67,8 @@ class Presence:
         self.assigns: dict[str, tuple[int, float]] = {}
         self._runs: dict[str, SentRun] = {}
         self._unaccepted = 0
+        # The newest request to cancel each run.
+        self._cancels: dict[str, SentCancel] = {}
 
     @property
     def present(self) -> bool:
@@ -73,6 +85,7 @@ class Presence:
         self.assigns.clear()
         self._runs.clear()
         self._unaccepted = 0
+        self._cancels.clear()
 
     def sent_run(self, run_id: str, fence: int, due: float) -> None:
         """Take note that the agent was sent a run."""
@@ -102,6 +115,20 @@ class Presence:
     def settled(self, run_id: str) -> None:
         """Take note that a run is over."""
         self._drop(run_id)
+        self._cancels.pop(run_id, None)
+
+    def sent_cancel(self, run_id: str, fence: int, control_id: str, due: float | None) -> None:
+        """Take note that the agent was asked to end a run; with `due` it must acknowledge that by then."""
+        self._cancels[run_id] = SentCancel(control_id, fence, due)
+
+    def cancel_of(self, control_id: str) -> tuple[str, SentCancel] | None:
+        """Return the run that a request is about, unless it is over, and the request."""
+        return next(((run_id, one) for run_id, one in self._cancels.items() if one.control_id == control_id), None)
+
+    def is_settling(self, run_id: str) -> bool:
+        """Whether the result of a run is here and being stored."""
+        run = self._runs.get(run_id)
+        return run is not None and run.settling
 
     def heartbeat(self, held: set[str]) -> list[tuple[str, int]]:
         """Take note of a heartbeat; return the runs, with their fences, that the agent turns out not to hold."""
@@ -125,6 +152,12 @@ class Presence:
         if not self._unaccepted:
             return []
         return [(run_id, run.fence) for run_id, run in self._runs.items() if run.due is not None and time >= run.due]
+
+    def overdue_cancels(self, time: float) -> list[tuple[str, SentCancel]]:
+        """Return the runs that the agent was asked to end at once and has not answered for in time."""
+        if not self._cancels:
+            return []
+        return [(run_id, one) for run_id, one in self._cancels.items() if one.due is not None and time >= one.due]
 
     def _drop(self, run_id: str) -> None:
         run = self._runs.pop(run_id, None)

@@ -140,6 +140,11 @@ class Watch:
         news, self._news = self._news, []
         return news
 
+    def ring(self) -> None:
+        """Take note of something that is no event of the log."""
+        self._changed = True
+        self._bell.ring()
+
     def notify(self, record: Record) -> None:
         """Take note of a change."""
         self._changed = True

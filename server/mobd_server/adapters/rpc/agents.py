@@ -1,7 +1,7 @@
 """Attach of AgentService: carries frames between a stream and the hub. What they mean is not decided here."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from mobd.v1 import agents_pb2
 from mobd_server.actors.connection import Connection
@@ -13,8 +13,9 @@ from mobd_server.adapters.rpc.convert_agents import Responses, frames_from
 class AgentServicer:
     """Attach of AgentService; ListAgents is beside it."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, now: Callable[[], int]) -> None:
         self._hub = hub
+        self._now = now
 
     async def attach(
         self, requests: AsyncIterator[agents_pb2.AttachRequest], call: Call
@@ -22,7 +23,7 @@ class AgentServicer:
         """Serve one stream until either side ends it."""
         connection = self._hub.open(call.principal)
         reader = asyncio.create_task(self._read(connection, requests))
-        responses = Responses()
+        responses = Responses(self._now)
         try:
             while frames := await connection.take():
                 for response in responses.responses_to(frames):

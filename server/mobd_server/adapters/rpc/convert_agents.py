@@ -7,9 +7,20 @@ import msgspec
 from google.protobuf.duration_pb2 import Duration
 
 from mobd.v1 import agents_pb2 as pb
+from mobd.v1 import events_pb2
 from mobd_server.actors import frames as f
 from mobd_server.adapters.rpc.convert import content_to, duration_to, json_from, json_to, serve_to, usage_from
-from mobd_server.machines.answers import SendAssign, SendSettled, SendStartRun, SendUnassign, ServeOutcome
+from mobd_server.machines.answers import (
+    RunInput,
+    SendAssign,
+    SendCancel,
+    SendRetire,
+    SendSettled,
+    SendStartRun,
+    SendSteer,
+    SendUnassign,
+    ServeOutcome,
+)
 from mobd_server.machines.state import Profile, Serve
 
 # One message to an agent ends when it is this long.
@@ -34,10 +45,17 @@ DISPOSITIONS: Final[dict[str, pb.RunDisposition.ValueType]] = {
     "requeued": pb.RUN_DISPOSITION_REQUEUED,
     "abandoned": pb.RUN_DISPOSITION_ABANDONED,
     "fenced": pb.RUN_DISPOSITION_FENCED,
+    "cancelled": pb.RUN_DISPOSITION_CANCELLED,
 }
-FAILURES: Final[dict[int, Literal["error", "released"]]] = {
+FAILURES: Final[dict[int, Literal["error", "released", "cancelled"]]] = {
     pb.FAILURE_KIND_ERROR: "error",
     pb.FAILURE_KIND_RELEASED: "released",
+    pb.FAILURE_KIND_CANCELLED: "cancelled",
+}
+CONTROL_RESULTS: Final[dict[int, Literal["ok", "not_running", "failed"]]] = {
+    pb.CONTROL_RESULT_OK: "ok",
+    pb.CONTROL_RESULT_NOT_RUNNING: "not_running",
+    pb.CONTROL_RESULT_FAILED: "failed",
 }
 
 
@@ -58,6 +76,7 @@ def _hello_from(hello: pb.Hello) -> f.Hello:
         max_members=hello.max_members,
         resume=hello.resume.attachment_id or None,
         held=list(hello.resume.run_ids),
+        steers=hello.capabilities.steer,
     )
 
 
@@ -75,11 +94,40 @@ def _result_from(result: pb.RunResult) -> f.RunResult:
         messages=[json_from(message) for message in result.messages_json],
         expected_message_count=result.expected_message_count if result.HasField("expected_message_count") else None,
         usage=usage_from(result.usage) if result.HasField("usage") else None,
+        steered=list(result.steered_input_ids),
     )
 
 
 def _failed_from(failed: pb.RunFailed) -> f.RunFailed:
-    return f.RunFailed(failed.run_id, failed.executor_fence, FAILURES[failed.kind], failed.message, failed.retryable)
+    return f.RunFailed(
+        failed.run_id,
+        failed.executor_fence,
+        FAILURES[failed.kind],
+        failed.message,
+        failed.retryable,
+        list(failed.steered_input_ids),
+    )
+
+
+def _progress_from(progress: pb.RunProgress) -> f.RunProgress:
+    percent = progress.percent if progress.HasField("percent") else None
+
+    def bodies() -> list[bytes]:
+        shown = pb.Progress(message=progress.message, percent=percent)
+        return [events_pb2.AgentEvent(sequence=progress.sequence, progress=shown).SerializeToString()]
+
+    return f.RunProgress(progress.run_id, progress.executor_fence, progress.message, percent, bodies)
+
+
+def _events_from(events: pb.RunEvents) -> f.RunEvents:
+    return f.RunEvents(events.run_id, events.executor_fence, lambda: [_body(event) for event in events.events])
+
+
+def _body(event: pb.RunEvent) -> bytes:
+    """Return a live event without what the hub knows of it; see `live.LiveEvent`."""
+    kind = event.WhichOneof("payload") or ""
+    payload: Any = {kind: getattr(event, kind)}
+    return events_pb2.AgentEvent(sequence=event.sequence, **payload).SerializeToString()
 
 
 _FRAMES_FROM: Final[dict[str, Callable[[Any], f.AgentFrame]]] = {
@@ -90,6 +138,9 @@ _FRAMES_FROM: Final[dict[str, Callable[[Any], f.AgentFrame]]] = {
     "run_accepted": lambda one: f.RunAccepted(one.run_id, one.executor_fence),
     "run_result": _result_from,
     "run_failed": _failed_from,
+    "control_ack": lambda one: f.ControlAck(one.control_id, CONTROL_RESULTS[one.result], one.message),
+    "run_progress": _progress_from,
+    "run_events": _events_from,
     "drain": lambda _: f.Drain(),
     "detach": lambda _: f.Detach(),
 }
@@ -98,9 +149,11 @@ _FRAMES_FROM: Final[dict[str, Callable[[Any], f.AgentFrame]]] = {
 class Responses:
     """Makes the messages of one stream. A profile is encoded once for the members that follow one another with it."""
 
-    __slots__ = ("_profile", "_profile_json")
+    __slots__ = ("_now", "_profile", "_profile_json")
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], int]) -> None:
+        # The server's time, µs since 1970.
+        self._now = now
         self._profile: Profile | None = None
         self._profile_json = ""
 
@@ -119,6 +172,8 @@ class Responses:
     def _frame_to(self, frame: f.ServerFrame) -> pb.ServerFrame:
         if isinstance(frame, SendAssign):
             return pb.ServerFrame(assign=self._assign_to(frame))
+        if isinstance(frame, SendStartRun):
+            return pb.ServerFrame(start_run=self._start_to(frame))
         return _FRAMES_TO[type(frame)](frame)
 
     def _assign_to(self, assign: SendAssign) -> pb.Assign:
@@ -138,6 +193,19 @@ class Responses:
             session_id=assign.session_id,
             message_count=assign.message_count,
             digest=assign.digest,
+        )
+
+    def _start_to(self, start: SendStartRun) -> pb.StartRun:
+        return pb.StartRun(
+            run_id=start.run_id,
+            executor_fence=start.fence,
+            member_id=start.member_id,
+            boundary=start.boundary,
+            inputs=map(_input_to, start.inputs),
+            traceparent=start.traceparent or "",
+            execution=start.execution,
+            intent=start.intent,
+            time_left=duration_to(max(0, start.deadline - self._now()) // 1_000) if start.deadline else None,
         )
 
 
@@ -184,27 +252,54 @@ def _seconds(seconds: float | None) -> Duration | None:
     return None if seconds is None else duration_to(round(seconds * 1_000))
 
 
-def _start_to(start: SendStartRun) -> pb.ServerFrame:
+def _input_to(one: RunInput) -> pb.RunInput:
+    return pb.RunInput(
+        canonical_input_id=one.canonical_input_id,
+        input_id=one.input_id,
+        kind=one.kind,
+        content=content_to(one.content),
+        sender=one.sender,
+        attempt=one.attempt,
+        correlation_id=one.correlation_id,
+        about_json=json_to(one.about),
+    )
+
+
+def _steer_to(steer: SendSteer) -> pb.ServerFrame:
     return pb.ServerFrame(
-        start_run=pb.StartRun(
-            run_id=start.run_id,
-            executor_fence=start.fence,
-            member_id=start.member_id,
-            boundary="run_start",
-            inputs=[
-                pb.RunInput(
-                    canonical_input_id=one.canonical_input_id,
-                    input_id=one.input_id,
-                    kind="peer_message",
-                    content=content_to(one.content),
-                    sender=one.sender,
-                    attempt=one.attempt,
-                )
-                for one in start.inputs
-            ],
-            traceparent=start.traceparent or "",
+        steer_run=pb.SteerRun(
+            run_id=steer.run_id,
+            executor_fence=steer.fence,
+            member_id=steer.member_id,
+            inputs=map(_input_to, steer.inputs),
         )
     )
+
+
+def _cancel_to(cancel: SendCancel) -> pb.ServerFrame:
+    if cancel.hard:
+        return pb.ServerFrame(
+            hard_cancel=pb.HardCancel(
+                control_id=cancel.control_id,
+                run_id=cancel.run_id,
+                executor_fence=cancel.fence,
+                member_id=cancel.member_id,
+                reason=cancel.reason,
+            )
+        )
+    return pb.ServerFrame(
+        cancel_at_boundary=pb.CancelAtBoundary(
+            control_id=cancel.control_id,
+            run_id=cancel.run_id,
+            executor_fence=cancel.fence,
+            member_id=cancel.member_id,
+            reason=cancel.reason,
+        )
+    )
+
+
+def _retire_to(retire: SendRetire) -> pb.ServerFrame:
+    return pb.ServerFrame(retire=pb.Retire(member_id=retire.member_id, executor_fence=retire.fence, drain=retire.drain))
 
 
 def _unassign_to(unassign: SendUnassign) -> pb.ServerFrame:
@@ -225,7 +320,9 @@ _FRAMES_TO: Final[dict[type, Callable[[Any], pb.ServerFrame]]] = {
     f.Goodbye: _goodbye_to,
     f.HeartbeatAck: lambda _: pb.ServerFrame(heartbeat_ack=pb.HeartbeatAck()),
     f.Resync: lambda one: pb.ServerFrame(resync=pb.Resync(mob_id=one.mob_id)),
-    SendStartRun: _start_to,
+    SendSteer: _steer_to,
+    SendCancel: _cancel_to,
+    SendRetire: _retire_to,
     SendUnassign: _unassign_to,
     SendSettled: _settled_to,
 }
