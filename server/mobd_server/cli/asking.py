@@ -132,6 +132,8 @@ async def _send(
                 last = state
     if last.state == bridge_pb2.INPUT_STATE_ABANDONED:
         _fail(f"the input was given up: {last.reason}")
+    if last.replaced_by:
+        _fail(f"input {last.replaced_by} took its place")
     print(last.output_json)
 
 
