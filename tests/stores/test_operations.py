@@ -34,7 +34,11 @@ def with_operations(author: Author, input_id: str, *rows: OperationRow) -> Appen
 
 
 async def _created(backend: Backend, author: Author) -> None:
-    assert set(await backend.fates(*author.create("a"))) == {"committed"}
+    group = author.create("a")
+    for append in group:
+        # Without the operation that a member's life is.
+        append.operations = []
+    assert set(await backend.fates(*group)) == {"committed"}
 
 
 async def test_an_operation_is_stored_with_its_event_or_not_at_all(backend: Backend) -> None:
