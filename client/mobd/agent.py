@@ -16,11 +16,13 @@ from mobd import calls
 from mobd.attaching import Interests
 from mobd.connection import Connection
 from mobd.errors import AgentStopped
+from mobd.live import Event
 from mobd.loops import LoopThread
-from mobd.turns import Handler, Turns
+from mobd.turns import Handler, Hook, Sink, Turns
 from mobd.v1 import agents_pb2
 
 H = TypeVar("H", bound=Handler)
+K = TypeVar("K", bound=Hook)
 
 # How long to wait for the server to hear that the agent leaves.
 LEAVE_S: Final = 3.0
@@ -50,7 +52,8 @@ class Agent:
     `capacity` runs are taken at a time, of at most `max_members` members; members without work cost next to nothing.
     `host_id` names the agent over restarts of its process, so that a new process takes over at once; it is
     MOBD_HOST_ID or random if not given, and two agents must not share one. `drain_timeout` bounds in seconds how long
-    a drain waits for runs. Everything worth telling goes to the logger `mobd.agent`.
+    a drain waits for runs. With `steer=True` the handler takes inputs that are meant for a run in flight: it calls
+    `ctx.take_steered()` now and then. Everything worth telling goes to the logger `mobd.agent`.
     """
 
     #: The first and the greatest pause before a reconnect, in seconds; jitter makes them shorter.
@@ -71,6 +74,7 @@ class Agent:
         max_members: int = MAX_MEMBERS,
         host_id: str | None = None,
         drain_timeout: float | None = None,
+        steer: bool = False,
     ) -> None:
         all_roles = [*([role] if role else []), *roles]
         all_members = [*([member] if member else []), *members]
@@ -87,9 +91,11 @@ class Agent:
             max_members=max_members,
             host_id=host_id or os.environ.get("MOBD_HOST_ID") or f"host-{secrets.token_hex(8)}",
             incarnation=secrets.token_hex(8),
+            steer=steer,
         )
         self._drain_timeout = drain_timeout
         self._handler: Handler | None = None
+        self._hook: Hook | None = None
         self._serving: _Serving | None = None
         # A signal came before there was anything to drain.
         self._drain_early = False
@@ -105,6 +111,17 @@ class Agent:
             raise ValueError("an agent has one handler: turn was used before")
         self._handler = handler
         return handler
+
+    def on_cancel(self, hook: K) -> K:
+        """Make a function be called with the turn when somebody asks that its run ends at its next boundary.
+
+        It is called once for each request, beside the turn, which sees `ctx.cancelled` and ends by itself: `async def`
+        runs on the loop, a plain def in a thread.
+        """
+        if self._hook is not None:
+            raise ValueError("an agent has one hook: on_cancel was used before")
+        self._hook = hook
+        return hook
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; the blocking form, for a process of its own.
@@ -137,11 +154,21 @@ class Agent:
             drain_s=self._drain_timeout,
         )
         thread = LoopThread("mobd-agent")
+
+        def put(run_id: str, fence: int, event: Event) -> None:
+            if connection.live.put(run_id, fence, event):
+                thread.post(connection.wake)
+
         turns = Turns(
             self._handler,
             self._interests.mob_id,
             asyncio.get_running_loop(),
-            lambda run_id, report: thread.post(connection.finish, run_id, report),
+            Sink(
+                lambda run_id, report: thread.post(connection.finish, run_id, report),
+                lambda run_id, ack: thread.post(connection.acknowledge, run_id, ack),
+                put,
+            ),
+            self._hook,
         )
         self._serving = serving = _Serving(thread, connection, turns)
         running = asyncio.wrap_future(thread.submit(serving.run()))

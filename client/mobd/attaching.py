@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import grpc
 
 from mobd import errors, statuses
 from mobd.holding import Frame, Held, Holding
+from mobd.live import LiveBuffer
 from mobd.outbox import Outbox
 from mobd.v1 import agents_pb2, agents_pb2_grpc
 
@@ -41,6 +43,7 @@ class Interests:
     max_members: int
     host_id: str
     incarnation: str
+    steer: bool = False
 
 
 class Broken(Exception):
@@ -60,7 +63,11 @@ class Callbacks:
     #: The greatest output of a run with its messages, in bytes.
     limit: Callable[[int], None]
     #: A run was settled.
-    settled: Callable[[], None]
+    settled: Callable[[Held], None]
+    #: A run is to end: at its boundary, or at once if the last is true. Must not wait.
+    cancel: Callable[[Held, str, str, bool], None]
+    #: A run has more inputs. Must not wait.
+    steer: Callable[[Held, Iterable[agents_pb2.RunInput]], None]
 
 
 class Superseded(Exception):
@@ -91,8 +98,10 @@ class Stream:
         attachment: Attachment,
         holding: Holding,
         callbacks: Callbacks,
+        live: LiveBuffer,
     ) -> None:
-        self.outbox = Outbox()
+        self.outbox = Outbox(live)
+        self._live = live
         self.attached = asyncio.Event()
         self._interests = interests
         self._attachment = attachment
@@ -102,6 +111,20 @@ class Stream:
         self._lease_s = LEASE_S
         self._welcome = asyncio.Event()
         self._heard_at = asyncio.get_running_loop().time()
+        self._hearing: dict[str, Callable[[Any], None]] = {
+            "welcome": self._welcomed,
+            "reject": self._rejected,
+            "assign": self._assigned,
+            "unassign": holding.unassign,
+            "start_run": self._started,
+            "steer_run": self._steered,
+            "cancel_at_boundary": partial(self._cancel, hard=False),
+            "hard_cancel": partial(self._cancel, hard=True),
+            "retire": self._retired,
+            "run_settled": self._settled,
+            "resync": self._asked_again,
+            "goodbye": self._goodbye,
+        }
 
     async def run(self, channel: grpc.aio.Channel, leave: asyncio.Event) -> None:
         """Serve until `leave` is set; raise Broken, Superseded or AgentStopped if the stream ends before."""
@@ -141,6 +164,8 @@ class Stream:
             capacity=wants.capacity,
             max_members=wants.max_members,
         )
+        if wants.steer:
+            hello.capabilities.steer = True
         if self._attachment.attachment_id:
             hello.resume.attachment_id = self._attachment.attachment_id
             hello.resume.run_ids.extend(self._holding.run_ids)
@@ -208,30 +233,27 @@ class Stream:
         return Broken(f"no connection to {self._interests.target}: {why}", error.retry_after)
 
     def _hear(self, frame: agents_pb2.ServerFrame) -> None:
-        holding = self._holding
-        match frame.WhichOneof("frame"):
-            case "welcome":
-                self._welcomed(frame.welcome)
-            case "reject":
-                self._rejected(frame.reject)
-            case "assign":
-                self.outbox.put(holding.assign(frame.assign))
-            case "unassign":
-                holding.unassign(frame.unassign)
-            case "start_run":
-                answers, held = holding.start(frame.start_run)
-                self.outbox.put(*answers)
-                if held is not None:
-                    self._callbacks.begin(held)
-            case "run_settled":
-                self._settled(frame.run_settled)
-            case "resync":
-                self.outbox.put(self._heartbeat(), *holding.reports)
-            case "goodbye":
-                self._goodbye(frame.goodbye)
-            case _:
-                # HeartbeatAck, which was heard by being read, and what a newer server may say.
-                pass
+        kind = frame.WhichOneof("frame") or ""
+        # HeartbeatAck was heard by being read, and a newer server may say more.
+        if kind in self._hearing:
+            self._hearing[kind](getattr(frame, kind))
+
+    def _assigned(self, assign: agents_pb2.Assign) -> None:
+        self.outbox.put(self._holding.assign(assign))
+
+    def _started(self, start: agents_pb2.StartRun) -> None:
+        answers, held = self._holding.start(start)
+        self.outbox.put(*answers)
+        if held is not None:
+            self._callbacks.begin(held)
+
+    def _steered(self, steer: agents_pb2.SteerRun) -> None:
+        held = self._holding.steer(steer)
+        if held is not None:
+            self._callbacks.steer(held, steer.inputs)
+
+    def _asked_again(self, _: agents_pb2.Resync) -> None:
+        self.outbox.put(self._heartbeat(), *self._holding.reports)
 
     def _welcomed(self, welcome: agents_pb2.Welcome) -> None:
         where = f"mob '{self._interests.mob_id}' on {self._interests.target}"
@@ -250,7 +272,11 @@ class Stream:
         self._holding.welcome()
         if self._holding.draining:
             self.outbox.put(Frame(drain=agents_pb2.Drain()))
+        # What runs put out while there was no stream comes before their results.
+        while waiting := self._live.take():
+            self.outbox.put(*waiting)
         self.outbox.put(*self._holding.reports)
+        self.outbox.attached()
         self.attached.set()
         self._attachment.say(f"attached to {where}: {_summary(welcome.serves)}")
 
@@ -277,6 +303,20 @@ class Stream:
         after = goodbye.retry_after.ToMicroseconds() / 1e6 if goodbye.HasField("retry_after") else None
         raise Broken(f"{self._interests.target} ended the stream: {goodbye.message}", after)
 
+    def _cancel(self, cancel: agents_pb2.CancelAtBoundary | agents_pb2.HardCancel, *, hard: bool) -> None:
+        ack, held = self._holding.control(cancel.control_id, cancel.run_id, cancel.executor_fence)
+        if ack is not None:
+            self.outbox.put(ack)
+        if held is not None:
+            self._callbacks.cancel(held, cancel.control_id, cancel.reason, hard)
+
+    def _retired(self, retire: agents_pb2.Retire) -> None:
+        log.info(
+            "member '%s' is retired: %s",
+            retire.member_id,
+            "what it has is still run" if retire.drain else "it has no work",
+        )
+
     def _settled(self, settled: agents_pb2.RunSettled) -> None:
         held = self._holding.settle(settled)
         if held is None:
@@ -290,11 +330,13 @@ class Stream:
                     settled.run_id,
                     member_id,
                 )
+            case agents_pb2.RUN_DISPOSITION_CANCELLED:
+                log.info("run %s of member '%s' is cancelled", settled.run_id, member_id)
             case agents_pb2.RUN_DISPOSITION_ABANDONED:
                 log.warning("the inputs of run %s of member '%s' are given up", settled.run_id, member_id)
             case _:
                 log.debug("run %s of member '%s' is settled", settled.run_id, member_id)
-        self._callbacks.settled()
+        self._callbacks.settled(held)
 
 
 def _summary(serves: Iterable[agents_pb2.ServeStatus]) -> str:

@@ -12,7 +12,8 @@ import grpc
 from mobd import calls
 from mobd.attaching import Attachment, Broken, Callbacks, Interests, Stream, Superseded
 from mobd.errors import AgentStopped
-from mobd.holding import Frame, Holding
+from mobd.holding import Frame, Held, Holding
+from mobd.live import LiveBuffer
 from mobd.turns import Turns
 from mobd.v1 import agents_pb2, agents_pb2_grpc
 
@@ -31,6 +32,8 @@ class Connection:
         self._drain_s = drain_s
         self._attachment = Attachment()
         self._holding = Holding()
+        #: What turns put out; for any thread. Whoever puts the first event calls `wake`.
+        self.live = LiveBuffer()
         self._stream: Stream | None = None
         self._leave = asyncio.Event()
         self._turns: Turns
@@ -54,7 +57,19 @@ class Connection:
     def finish(self, run_id: str, report: Frame) -> None:
         """Keep the report of a run until it is settled, and send it."""
         if self._holding.finish(run_id, report) and self._stream is not None and self._stream.attached.is_set():
-            self._stream.outbox.put(report)
+            # What comes after the result is of a run that is over.
+            self._stream.outbox.put(*self.live.take_run(run_id), report)
+
+    def acknowledge(self, run_id: str, ack: Frame) -> None:
+        """Answer a request to cancel a run."""
+        self._holding.acknowledge(run_id, ack)
+        if self._stream is not None and self._stream.attached.is_set():
+            self._stream.outbox.put(ack)
+
+    def wake(self) -> None:
+        """Send live output, which there is now."""
+        if self._stream is not None:
+            self._stream.outbox.wake()
 
     def drain(self, hint: str = "") -> None:
         """Take no more runs, and leave when those that are held are settled. `hint` is told to people."""
@@ -86,7 +101,8 @@ class Connection:
             self._interests,
             self._attachment,
             self._holding,
-            Callbacks(self._turns.begin, self._limited, self._leave_if_done),
+            Callbacks(self._turns.begin, self._limited, self._settled, self._turns.cancel_run, self._turns.steer),
+            self.live,
         )
         channel = grpc.aio.insecure_channel(
             self._interests.target, options=[*calls.KEEPALIVE, *calls.SIZES, ("grpc.use_local_subchannel_pool", 1)]
@@ -121,6 +137,11 @@ class Connection:
             return False
         mine = self._interests
         return any(one.host_id == mine.host_id and one.incarnation == mine.incarnation for one in answer.agents)
+
+    def _settled(self, held: Held) -> None:
+        if held.report is None:
+            self._turns.disown(held)
+        self._leave_if_done()
 
     def _limited(self, output_bytes: int) -> None:
         self._turns.output_bytes = output_bytes

@@ -139,7 +139,7 @@ class Unimplemented(Error):
 
 
 class Cancelled(Error):
-    """The call was cancelled on its way."""
+    """The call was cancelled on its way; raised in a turn: its run is to end."""
 
     default_code = Code.CANCELLED
 

@@ -5,7 +5,7 @@ report kept, until the server says what became of it, over any number of streams
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from mobd import reports
@@ -33,6 +33,8 @@ class Held:
     #: What the transcript held when it started.
     message_count: int
     report: Frame | None = None
+    #: The requests to cancel it that were obeyed, with what was answered; None as long as that is not known.
+    controls: dict[str, Frame | None] = field(default_factory=dict)
 
 
 class Holding:
@@ -97,6 +99,30 @@ class Holding:
         if assignment is None or assignment.assign.executor_fence != start.executor_fence:
             return "the agent does not serve the member under this fence"
         return ""
+
+    def steer(self, steer: agents_pb2.SteerRun) -> Held | None:
+        """Return the run that more inputs are for, if its turn is still under way."""
+        return self._under_way(steer.run_id, steer.executor_fence)
+
+    def control(self, control_id: str, run_id: str, fence: int) -> tuple[Frame | None, Held | None]:
+        """Take a request to cancel a run; return what to answer now, and the run if its turn is to be told."""
+        held = self._under_way(run_id, fence)
+        if held is None:
+            return reports.control_ack(control_id, agents_pb2.CONTROL_RESULT_NOT_RUNNING), None
+        if control_id in held.controls:
+            return held.controls[control_id], None
+        held.controls[control_id] = None
+        return None, held
+
+    def acknowledge(self, run_id: str, ack: Frame) -> None:
+        """Keep what was answered to a request: it may come again."""
+        held = self.runs.get(run_id)
+        if held is not None:
+            held.controls[ack.control_ack.control_id] = ack
+
+    def _under_way(self, run_id: str, fence: int) -> Held | None:
+        held = self.runs.get(run_id)
+        return held if held is not None and held.report is None and held.start.executor_fence == fence else None
 
     def finish(self, run_id: str, report: Frame) -> bool:
         """Keep the report of a run until it is settled; say whether the run is still held."""

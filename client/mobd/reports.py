@@ -2,24 +2,19 @@
 
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor
-
+from mobd import rules
 from mobd.content import dump
 from mobd.turn import Turn
-from mobd.v1 import agents_pb2, validate_pb2
+from mobd.v1 import agents_pb2
 
 # Said in messages for people; the server decides.
 ATTEMPTS: Final = 3
 
 
-def _rules(message: Descriptor, field: str) -> validate_pb2.FieldRules:
-    rules: validate_pb2.FieldRules = message.fields_by_name[field].GetOptions().Extensions[validate_pb2.rules]
-    return rules
-
-
-_OUTPUT: Final = _rules(agents_pb2.RunResult.DESCRIPTOR, "output_json").max_bytes
-_MESSAGES: Final = _rules(agents_pb2.RunResult.DESCRIPTOR, "messages_json")
-_FAILURE: Final = _rules(agents_pb2.RunFailed.DESCRIPTOR, "message").max_bytes
+_OUTPUT: Final = rules.of(agents_pb2.RunResult.DESCRIPTOR, "output_json").max_bytes
+_MESSAGES: Final = rules.of(agents_pb2.RunResult.DESCRIPTOR, "messages_json")
+_FAILURE: Final = rules.of(agents_pb2.RunFailed.DESCRIPTOR, "message").max_bytes
+_ACK: Final = rules.of(agents_pb2.ControlAck.DESCRIPTOR, "message").max_bytes
 
 
 def result(turn: Turn, value: Any, limit: int) -> agents_pb2.AgentFrame:
@@ -45,13 +40,33 @@ def result(turn: Turn, value: Any, limit: int) -> agents_pb2.AgentFrame:
             output_json=output,
             messages_json=turn.messages_json,
             expected_message_count=turn.session.message_count if sizes else None,
+            steered_input_ids=turn.steered_input_ids,
         )
     )
 
 
 def failure(turn: Turn, message: str, *, retryable: bool) -> agents_pb2.AgentFrame:
     """Return the report of a failed attempt."""
-    return _failed(turn.run_id, turn.executor_fence, agents_pb2.FAILURE_KIND_ERROR, message, retryable=retryable)
+    report = _failed(turn.run_id, turn.executor_fence, agents_pb2.FAILURE_KIND_ERROR, message, retryable=retryable)
+    report.run_failed.steered_input_ids.extend(turn.steered_input_ids)
+    return report
+
+
+def cancelled(turn: Turn) -> agents_pb2.AgentFrame:
+    """Return the report of a turn that ended because it was asked to."""
+    kind = agents_pb2.FAILURE_KIND_CANCELLED
+    report = _failed(turn.run_id, turn.executor_fence, kind, turn.cancelled.reason, retryable=True)
+    report.run_failed.steered_input_ids.extend(turn.steered_input_ids)
+    return report
+
+
+def control_ack(
+    control_id: str, result: "agents_pb2.ControlResult.ValueType", message: str = ""
+) -> agents_pb2.AgentFrame:
+    """Return the answer to a request to cancel a run."""
+    return agents_pb2.AgentFrame(
+        control_ack=agents_pb2.ControlAck(control_id=control_id, result=result, message=rules.clean(message, _ACK))
+    )
 
 
 def release(run_id: str, fence: int, message: str) -> agents_pb2.AgentFrame:
@@ -62,13 +77,12 @@ def release(run_id: str, fence: int, message: str) -> agents_pb2.AgentFrame:
 def _failed(
     run_id: str, fence: int, kind: "agents_pb2.FailureKind.ValueType", message: str, *, retryable: bool
 ) -> agents_pb2.AgentFrame:
-    text = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace")[:_FAILURE]
     return agents_pb2.AgentFrame(
         run_failed=agents_pb2.RunFailed(
             run_id=run_id,
             executor_fence=fence,
             kind=kind,
-            message=text.decode(errors="ignore"),
+            message=rules.clean(message, _FAILURE),
             retryable=retryable,
         )
     )

@@ -1,10 +1,14 @@
 """What a handler sees of a run."""
 
+import threading
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from mobd.content import dump, load, texts_of, values_of
+from mobd.output import Output, Put
 from mobd.v1 import agents_pb2
 
 
@@ -33,12 +37,22 @@ class TurnInput:
         self.input_id = message.input_id
         #: The server's name for it.
         self.canonical_input_id = message.canonical_input_id
-        #: peer_message.
+        #: What it is: prompt, peer_message, peer_request, peer_response_progress, peer_response_terminal,
+        #: external_event, continuation, operation; new kinds may appear.
         self.kind = message.kind
         #: Who delivered it.
         self.sender = message.sender
         #: How many runs were started with it, this one included.
         self.attempt = message.attempt
+        #: What ties it to other inputs, as its sender said; empty if that is nothing.
+        self.correlation_id = message.correlation_id
+        self._about_json = message.about_json
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What its kind knows beside the content."""
+        about = load(self._about_json)
+        return about if isinstance(about, dict) else {}
 
     @cached_property
     def content(self) -> list[Any]:
@@ -59,11 +73,24 @@ class TurnInput:
         return None
 
 
-class Turn:
+class Turn(Output):
     """One run: a member's inputs, to be answered with one output."""
 
-    def __init__(self, mob_id: str, start: agents_pb2.StartRun, assign: agents_pb2.Assign, message_count: int) -> None:
+    def __init__(
+        self,
+        mob_id: str,
+        start: agents_pb2.StartRun,
+        assign: agents_pb2.Assign,
+        message_count: int,
+        put: Put = lambda *_: None,
+    ) -> None:
+        super().__init__(start.run_id, start.executor_fence, put)
         self._assign = assign
+        self._lock = threading.Lock()
+        self._steered: dict[str, TurnInput] = {}
+        self._untaken: list[TurnInput] = []
+        #: The canonical ids of the inputs that were steered into the run and taken, in order.
+        self.steered_input_ids: list[str] = []
         #: The messages recorded so far, each as JSON text.
         self.messages_json: list[str] = []
         self.mob_id = mob_id
@@ -71,16 +98,21 @@ class Turn:
         self.role = assign.role
         #: The instructions of the role's profile.
         self.instructions = assign.instructions
-        #: Never used again.
-        self.run_id = start.run_id
-        #: The fence of the assignment that this run belongs to.
-        self.executor_fence = start.executor_fence
         #: The number of the member's incarnation.
         self.generation = assign.generation
         #: The member's fence token.
         self.fence_token = assign.fence_token
         #: The trace of the first input.
         self.traceparent = start.traceparent
+        #: Where its inputs are applied (run_start, run_checkpoint), how it is executed (content_turn, resume_pending),
+        #: and what a terminal response asks for (none, append_context_and_run).
+        self.boundary = start.boundary
+        self.execution = start.execution
+        self.intent = start.intent
+        #: When the run must have ended, by `time.monotonic()`, which is also the clock of asyncio; None: never.
+        self.deadline: float | None = None
+        if start.HasField("time_left"):
+            self.deadline = time.monotonic() + start.time_left.ToMicroseconds() / 1e6
         digest = assign.digest if message_count == assign.message_count else ""
         self.session = Session(assign.session_id, message_count, digest)
         #: In order; they waited together.
@@ -103,6 +135,29 @@ class Turn:
     def context(self) -> Any:
         """The member's free JSON; None if it has none."""
         return load(self._assign.context_json)
+
+    @property
+    def time_left(self) -> float | None:
+        """How many seconds the run may still take, 0 if they are over; None if it may take as long as it wants."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def take_steered(self) -> list[TurnInput]:
+        """Return the inputs that came for the run since the last call, in order; see `Agent(steer=True)`.
+
+        They are the run's from now on and end with it. What is not taken is run afterwards.
+        """
+        with self._lock:
+            taken, self._untaken = self._untaken, []
+            self.steered_input_ids += [one.canonical_input_id for one in taken]
+        return taken
+
+    def steer(self, inputs: Iterable[agents_pb2.RunInput]) -> None:
+        """Give the run more inputs; it knows those that it was given before."""
+        with self._lock:
+            for one in inputs:
+                if one.canonical_input_id not in self._steered:
+                    self._steered[one.canonical_input_id] = fresh = TurnInput(one)
+                    self._untaken.append(fresh)
 
     def record(self, role: str, content: Any) -> None:
         """Add a message to the member's transcript; it is stored with the output, or not at all."""

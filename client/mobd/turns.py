@@ -9,31 +9,67 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from mobd import reports
+from mobd.errors import Cancelled
 from mobd.holding import Held
+from mobd.output import Put
 from mobd.turn import Abandon, Turn
 from mobd.v1 import agents_pb2
 
-Finish = Callable[[str, agents_pb2.AgentFrame], None]
+Frame = agents_pb2.AgentFrame
 Handler = Callable[[Turn], Any]
+Hook = Callable[[Turn], Any]
+
+IN_A_THREAD: Final = "the turn runs in a thread, which can't be ended"
 
 log: Final = logging.getLogger("mobd.agent")
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Where what turns say goes; for any thread."""
+
+    #: The report of a run that is over.
+    finish: Callable[[str, Frame], None]
+    #: The answer to a request to cancel a run.
+    acknowledge: Callable[[str, Frame], None]
+    #: What a run puts out while it runs.
+    put: Put
+
+
+@dataclass
+class _Going:
+    """A turn that is under way."""
+
+    turn: Turn
+    task: "asyncio.Task[None] | None" = None
+    #: The task has begun: only then does it notice that it is cancelled.
+    begun: bool = False
+    #: It is to end at once.
+    ending: bool = False
 
 
 class Turns:
     """The turns of one agent that runs."""
 
-    def __init__(self, handler: Handler, mob_id: str, loop: asyncio.AbstractEventLoop, finish: Finish) -> None:
+    def __init__(
+        self, handler: Handler, mob_id: str, loop: asyncio.AbstractEventLoop, sink: Sink, hook: Hook | None = None
+    ) -> None:
         self._handler = handler
         self._is_async = is_async(handler)
         self._mob_id = mob_id
         self._loop = loop
         self._thread_id = threading.get_ident()
-        self._finish = finish
+        self._sink = sink
+        self._hook = hook
+        #: By run. Written by the thread of the connection, and where a turn ends.
+        self._going: dict[str, _Going] = {}
         self._tasks: dict[asyncio.Task[None], Turn] = {}
+        self._hooks: set[asyncio.Task[None]] = set()
         #: The greatest output of a run with its messages, in bytes; 0 until the server has said it.
         self.output_bytes = 0
         #: The agent leaves at once: nobody wants to know how turns end.
@@ -46,21 +82,49 @@ class Turns:
 
     def begin(self, held: Held) -> None:
         """Start the turn of a run that was accepted."""
-        turn = Turn(self._mob_id, held.start, held.assignment.assign, held.message_count)
+        turn = Turn(self._mob_id, held.start, held.assignment.assign, held.message_count, self._sink.put)
+        going = self._going[turn.run_id] = _Going(turn)
         if self._is_async:
-            try:
-                self._loop.call_soon_threadsafe(self._begin_task, turn)
-            except RuntimeError:
-                return  # the loop is closed: the agent leaves
+            self._on_loop(self._begin_task, going)
         else:
             threading.Thread(
                 target=self._run_plain, args=(turn,), name=f"mobd-turn-{turn.member_id}", daemon=True
             ).start()
 
+    def steer(self, held: Held, inputs: Iterable[agents_pb2.RunInput]) -> None:
+        """Give a turn more inputs."""
+        going = self._going.get(held.start.run_id)
+        if going is not None:
+            going.turn.steer(inputs)
+
+    def cancel_run(self, held: Held, control_id: str, reason: str, hard: bool) -> None:
+        """Ask a turn to end, or end it at once; answer when that is done.
+
+        A turn on a loop that is blocked does not hear of it and is not answered for; the server takes the run away.
+        A turn that has ended meanwhile is not answered for either: its report follows.
+        """
+        going = self._going.get(held.start.run_id)
+        if going is None:
+            return
+        going.turn.cancelled.set(reason)
+        if not hard:
+            self._call_hook(going.turn)
+            self._acknowledge(going.turn, control_id, agents_pb2.CONTROL_RESULT_OK)
+        elif self._is_async:
+            self._on_loop(self._end_task, going, control_id)
+        else:
+            self._acknowledge(going.turn, control_id, agents_pb2.CONTROL_RESULT_FAILED, IN_A_THREAD)
+
+    def disown(self, held: Held) -> None:
+        """Let a turn know that its run was settled without it."""
+        going = self._going.get(held.start.run_id)
+        if going is not None:
+            going.turn.cancelled.set("the run is not this agent's any more")
+
     async def cancel(self) -> None:
         """End the turns on the loop."""
         self.leaving = True
-        tasks = list(self._tasks)
+        tasks = [*self._tasks, *self._hooks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -93,26 +157,74 @@ class Turns:
         what = f"the turn of member '{turn.member_id}' (run {turn.run_id})" if turn is not None else "something"
         return f"{what}{where}"
 
-    def _begin_task(self, turn: Turn) -> None:
-        task = self._loop.create_task(self._run_async(turn), name=f"mobd-turn-{turn.member_id}")
+    def _on_loop(self, callback: Callable[..., object], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the agent leaves
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _begin_task(self, going: _Going) -> None:
+        turn = going.turn
+        going.task = task = self._loop.create_task(self._run_async(going), name=f"mobd-turn-{turn.member_id}")
         self._tasks[task] = turn
         task.add_done_callback(self._tasks.pop)
 
-    async def _run_async(self, turn: Turn) -> None:
+    def _end_task(self, going: _Going, control_id: str) -> None:
+        if going.turn.run_id not in self._going:
+            return
+        going.ending = True
+        if going.begun and going.task is not None:
+            going.task.cancel()
+        self._acknowledge(going.turn, control_id, agents_pb2.CONTROL_RESULT_OK)
+
+    def _acknowledge(
+        self, turn: Turn, control_id: str, result: "agents_pb2.ControlResult.ValueType", message: str = ""
+    ) -> None:
+        self._sink.acknowledge(turn.run_id, reports.control_ack(control_id, result, message))
+
+    def _call_hook(self, turn: Turn) -> None:
+        hook = self._hook
+        if hook is None:
+            return
+        if is_async(hook):
+            self._on_loop(self._begin_hook, hook, turn)
+        else:
+            threading.Thread(target=self._run_hook, args=(hook, turn), name="mobd-on-cancel", daemon=True).start()
+
+    def _begin_hook(self, hook: Hook, turn: Turn) -> None:
+        task = self._loop.create_task(self._await_hook(hook, turn), name="mobd-on-cancel")
+        self._hooks.add(task)
+        task.add_done_callback(self._hooks.discard)
+
+    async def _await_hook(self, hook: Hook, turn: Turn) -> None:
         try:
-            report = self._returned(turn, await self._call(turn))
+            await hook(turn)
+        except Exception:
+            log.exception("on_cancel raised for run %s of member '%s'", turn.run_id, turn.member_id)
+
+    def _run_hook(self, hook: Hook, turn: Turn) -> None:
+        try:
+            hook(turn)
+        except Exception:
+            log.exception("on_cancel raised for run %s of member '%s'", turn.run_id, turn.member_id)
+
+    async def _run_async(self, going: _Going) -> None:
+        turn = going.turn
+        try:
+            report = self._returned(turn, await self._call(going))
         except asyncio.CancelledError:
             if self.leaving:
                 raise
-            report = self._raised(turn, RuntimeError("the turn was cancelled"))
+            report = self._cancelled(turn) or self._raised(turn, RuntimeError("the turn was cancelled"))
         except (Exception, SystemExit) as error:
             if self.leaving:
                 raise
             report = self._raised(turn, error)
-        self._finish(turn.run_id, report)
+        self._finish(turn, report)
 
-    def _call(self, turn: Turn) -> Coroutine[Any, Any, Any]:
-        coroutine: Coroutine[Any, Any, Any] = self._handler(turn)
+    def _call(self, going: _Going) -> Coroutine[Any, Any, Any]:
+        going.begun = True
+        if going.ending:
+            raise asyncio.CancelledError
+        coroutine: Coroutine[Any, Any, Any] = self._handler(going.turn)
         return coroutine
 
     def _run_plain(self, turn: Turn) -> None:
@@ -120,7 +232,11 @@ class Turns:
             report = self._returned(turn, self._handler(turn))
         except (Exception, SystemExit) as error:  # noqa: BLE001 whatever a handler raises is the end of an attempt
             report = self._raised(turn, error)
-        self._finish(turn.run_id, report)
+        self._finish(turn, report)
+
+    def _finish(self, turn: Turn, report: Frame) -> None:
+        self._going.pop(turn.run_id, None)
+        self._sink.finish(turn.run_id, report)
 
     def _returned(self, turn: Turn, value: Any) -> agents_pb2.AgentFrame:
         try:
@@ -134,7 +250,20 @@ class Turns:
             )
             return reports.failure(turn, str(error), retryable=False)
 
+    def _cancelled(self, turn: Turn) -> agents_pb2.AgentFrame | None:
+        if not turn.cancelled:
+            return None
+        log.info(
+            "the turn of member '%s' (run %s) ended as it was asked to: %s",
+            turn.member_id,
+            turn.run_id,
+            turn.cancelled.reason or "no reason was given",
+        )
+        return reports.cancelled(turn)
+
     def _raised(self, turn: Turn, error: BaseException) -> agents_pb2.AgentFrame:
+        if isinstance(error, Cancelled) and (report := self._cancelled(turn)) is not None:
+            return report
         where = f"the turn of member '{turn.member_id}' (run {turn.run_id})"
         if isinstance(error, Abandon):
             log.warning("%s gave its inputs up: %s", where, error)
