@@ -189,14 +189,25 @@ async def _retrying(one: World) -> None:
 async def test_a_mob_that_owes_something_soon_stays() -> None:
     one = world(Keeping(snapshot_events=10, snapshot_tail=4, passivate_after_s=0.5))
     await _retrying(one)
-    actor = one.actor()
-    # The wall clock stands far before the retry, which keeps it from being late.
-    assert actor.wake_at is not None
-    left = (actor.wake_at - one.clock.now()) / 1_000_000
-    one.clock.step_wall(left - 0.2)
-    one.registry.get("m")
-    one.clock.advance(0.1)
+    # When it has been unused for long enough, the retry is due in less than that.
+    one.clock.advance(0.9)
     assert one.registry.loaded == 1
+
+
+async def test_a_mob_that_owes_something_later_leaves_and_is_read_again_in_time() -> None:
+    one = world(Keeping(snapshot_events=10, snapshot_tail=4, passivate_after_s=0.2))
+    await _retrying(one)
+    due = one.actor().wake_at
+    assert due == one.clock.now() + 1_000_000
+    one.clock.advance(0.4)
+    assert (one.registry.loaded, one.clock.planned) == (0, [pytest.approx(0.6)])
+    one.clock.advance(0.6)
+    await ticks()
+    one.clock.advance(0)
+    await ticks()
+    actor = one.actor()
+    assert actor.mob.members["ada"].retry_at == 0
+    assert (await one.log())[-1].kind == "retry_due"
 
 
 async def test_many_mobs_are_looked_at_some_at_a_time() -> None:

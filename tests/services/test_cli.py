@@ -194,7 +194,7 @@ async def test_the_first_line_of_a_server_says_where_and_how_it_serves(tmp_path:
     assert server.returncode == 0
     assert first["event"] == "serving"
     assert first["address"].startswith("127.0.0.1:")
-    assert (first["store"], first["schema"], first["auth"]) == ("sqlite", "0001", "none")
+    assert (first["store"], first["schema"], first["auth"]) == ("sqlite", "0002", "none")
     assert (first["synchronous"], first["pid"]) == ("FULL", server.pid)
     assert first["data_dir"] == str(tmp_path)
 
