@@ -14,6 +14,7 @@ from mobd_server.errors import (
     CommitUnknown,
     Draining,
     Internal,
+    InvalidTransition,
     JournalDown,
     MobExists,
     MobFormatNewer,
@@ -140,6 +141,30 @@ async def test_a_bug_in_the_store_is_internal(caplog: pytest.LogCaptureFixture) 
     with pytest.raises(Internal):
         await soon(world.registry.load("m"))
     assert "load_failed" in caplog.text
+
+
+async def test_a_mob_that_can_not_be_read_is_destroyed_unread_and_deleted() -> None:
+    world = World()
+    await world.create("m", "ada")
+    await spoil(world, "m")
+    with pytest.raises(InvalidTransition):
+        await soon(world.registry.delete("m"))
+    assert await soon(world.registry.destroy_unreadable("m"))
+    # It can't be read any better for that, but it can go.
+    with pytest.raises(MobQuarantined):
+        await soon(world.registry.load("m"))
+    assert [one.phase for one in (await world.store.list_mobs("", 10, None, {}))[0]] == ["destroyed"]
+    await soon(world.registry.delete("m"))
+    await world.create("m", "ada")
+
+
+async def test_a_mob_that_can_be_read_is_not_destroyed_unread() -> None:
+    world = World()
+    actor = await world.create("m", "ada")
+    assert not await soon(world.registry.destroy_unreadable("m"))
+    assert world.actor() is actor
+    with pytest.raises(MobNotFound):
+        await soon(world.registry.destroy_unreadable("nobody"))
 
 
 async def test_a_log_that_can_not_be_folded_quarantines_its_mob_and_no_other() -> None:

@@ -200,7 +200,8 @@ async def test_a_mob_that_owes_something_later_leaves_and_is_read_again_in_time(
     due = one.actor().wake_at
     assert due == one.clock.now() + 1_000_000
     one.clock.advance(0.4)
-    assert (one.registry.loaded, one.clock.planned) == (0, [pytest.approx(0.6)])
+    assert one.registry.loaded == 0
+    assert one.clock.planned == pytest.approx([0.6])
     one.clock.advance(0.6)
     await ticks()
     one.clock.advance(0)
