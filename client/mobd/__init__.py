@@ -69,23 +69,27 @@ from mobd.errors import (
 )
 from mobd.ids import uuid7
 from mobd.members import Waited
+from mobd.output import CancelFlag
 from mobd.sync import SyncClient
 from mobd.turn import Abandon, Session, Turn, TurnInput
 from mobd.v1.bridge_pb2 import ExternalEvent, Input, PeerRequest, PeerResponse
 from mobd.v1.common_pb2 import Acting, Content, Fence
-from mobd.v1.events_pb2 import Event
+from mobd.v1.events_pb2 import AgentEvent, Event
 from mobd.v1.members_pb2 import Member, MemberSpec
 from mobd.v1.mobs_pb2 import Mob
 from mobd.v1.runs_pb2 import Run
-from mobd.watches import EventWatch
+from mobd.watches import AgentEventWatch, EventWatch
 
 __all__ = [
     "Abandon",
     "Acting",
     "Agent",
+    "AgentEvent",
+    "AgentEventWatch",
     "AgentStopped",
     "AlreadyExists",
     "AskTimeout",
+    "CancelFlag",
     "Cancelled",
     "Client",
     "CommitUnknown",

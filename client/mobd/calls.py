@@ -62,7 +62,7 @@ _LONG: Final = (
     "MobService/DeleteMob",
     "MemberService/SpawnMembers",
 )
-_STREAMS: Final = ("BridgeService/WatchInput", "EventService/WatchEvents")
+_STREAMS: Final = ("BridgeService/WatchInput", "EventService/WatchEvents", "EventService/WatchAgentEvents")
 _SERVICES: Final = (
     "BridgeService",
     "EventService",

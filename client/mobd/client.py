@@ -17,7 +17,7 @@ from mobd.ids import uuid7
 from mobd.members import MemberCalls
 from mobd.mobs import MobCalls
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, runs_pb2, server_pb2
-from mobd.watches import EventWatch
+from mobd.watches import AgentEventWatch, EventWatch
 
 
 class Client(MobCalls, MemberCalls, BridgeCalls):
@@ -123,9 +123,17 @@ class Client(MobCalls, MemberCalls, BridgeCalls):
         )
         return EventWatch(self._watch, request)
 
+    def watch_agent_events(self, mob_id: str, member_id: str | None = None) -> AgentEventWatch:
+        """Yield what the agents of a mob, or of one of its members, put out while they run; nothing of it is stored."""
+        request = events_pb2.WatchAgentEventsRequest(mob_id=mob_id, member_id=member_id or "")
+        return AgentEventWatch(self._watch_agents, request)
+
     async def server_info(self, *, timeout: float | None = None) -> server_pb2.GetServerInfoResponse:
         """Return version, limits and mode of the server."""
         return await self._call(self._stubs.server.GetServerInfo, server_pb2.GetServerInfoRequest(), timeout)
 
     def _watch(self, request: events_pb2.WatchEventsRequest) -> Any:
         return self._stubs.events.WatchEvents(request)
+
+    def _watch_agents(self, request: events_pb2.WatchAgentEventsRequest) -> Any:
+        return self._stubs.events.WatchAgentEvents(request)

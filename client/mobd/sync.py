@@ -125,4 +125,5 @@ class SyncClient:
     list_agents = _iterates(Client.list_agents)
     poll_events = _waits(Client.poll_events)
     watch_events = _iterates(Client.watch_events)
+    watch_agent_events = _iterates(Client.watch_agent_events)
     server_info = _waits(Client.server_info)

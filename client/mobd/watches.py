@@ -1,5 +1,6 @@
-"""Following the log of a mob over breaks and restarts."""
+"""Following the log of a mob, and what its agents put out, over breaks and restarts."""
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -64,3 +65,37 @@ class EventWatch(AsyncIterator[events_pb2.Event]):
     def _pass(self, cursor: int) -> None:
         if cursor >= (self.cursor or 0):
             self._request.start.after_cursor = cursor
+
+
+class AgentEventWatch(AsyncIterator[events_pb2.AgentEvent]):
+    """What the agents of a mob put out from now on, over any number of breaks of the connection.
+
+    Nothing of it is stored: what comes during a break is missed, and the `sequence` of each run shows a gap; what this
+    reader is too slow for is counted by an event of payload `lagged`. It ends when the mob is destroyed. In
+    `async with` the block begins as soon as the server listens, so that what is delivered in it is not missed. Leave
+    early with `aclose()`.
+    """
+
+    def __init__(self, method: Callable[..., Any], request: events_pb2.WatchAgentEventsRequest) -> None:
+        self._answers = calls.stream(lambda: method(request))
+        self._events: deque[events_pb2.AgentEvent] = deque()
+
+    async def __anext__(self) -> events_pb2.AgentEvent:
+        while not self._events:
+            self._events.extend((await anext(self._answers)).events)
+        return self._events.popleft()
+
+    async def aclose(self) -> None:
+        """End the watch."""
+        await self._answers.aclose()
+
+    async def __aenter__(self) -> Self:
+        # The first answer says that the server listens.
+        first = await anext(self._answers, None)
+        self._events.extend(first.events if first is not None else ())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
