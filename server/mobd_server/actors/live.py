@@ -10,9 +10,8 @@ from typing import Final
 from msgspec import Struct
 
 RING_EVENTS: Final = 1_024
+# Of bodies.
 RING_BYTES: Final = 1 << 18
-# What an event costs beside its body.
-EVENT_BYTES: Final = 256
 
 
 class LiveEvent(Struct, frozen=True, gc=False):
@@ -58,9 +57,9 @@ class Listener:
         ring = self._events
         for event in events:
             ring.append(event)
-            self._bytes += len(event.body) + EVENT_BYTES
+            self._bytes += len(event.body)
             while len(ring) > RING_EVENTS or self._bytes > RING_BYTES:
-                self._bytes -= len(ring.popleft().body) + EVENT_BYTES
+                self._bytes -= len(ring.popleft().body)
                 self._lost += 1
         self._ring()
 
