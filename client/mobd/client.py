@@ -16,11 +16,12 @@ from mobd.deliveries import ask_timeout, event_start
 from mobd.ids import uuid7
 from mobd.members import MemberCalls
 from mobd.mobs import MobCalls
+from mobd.operations import OperationCalls
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, runs_pb2, server_pb2
 from mobd.watches import AgentEventWatch, EventWatch
 
 
-class Client(MobCalls, MemberCalls, BridgeCalls):
+class Client(MobCalls, MemberCalls, BridgeCalls, OperationCalls):
     """Speaks to a mobd server.
 
     Every call waits for the server and repeats itself, with the same ids, over restarts until `timeout` seconds are

@@ -165,6 +165,30 @@ class LocalMember(FailedPrecondition):
     default_reason = "LOCAL_MEMBER"
 
 
+class OperationTransition(FailedPrecondition):
+    """The operation's status does not allow the step; `details` says what it would allow."""
+
+    default_reason = "OPERATION_TRANSITION"
+
+
+class PeerNotExpected(FailedPrecondition):
+    """The operation has no peer."""
+
+    default_reason = "PEER_NOT_EXPECTED"
+
+
+class OperationLimit(FailedPrecondition):
+    """As many operations live as may."""
+
+    default_reason = "OPERATION_LIMIT"
+
+
+class OperationAmbiguous(FailedPrecondition):
+    """The member would have two operations that live."""
+
+    default_reason = "OPERATION_AMBIGUOUS"
+
+
 class RequestConflict(FailedPrecondition):
     """The request_id was used before with other content."""
 
@@ -195,6 +219,12 @@ class MobExists(AlreadyExists):
     default_reason = "MOB_EXISTS"
 
 
+class OperationExists(AlreadyExists):
+    """The operation_id is taken."""
+
+    default_reason = "OPERATION_EXISTS"
+
+
 class MemberExists(AlreadyExists):
     """The member_id is taken."""
 
@@ -217,6 +247,12 @@ class ProfileNotFound(NotFound):
     """The definition has no such role."""
 
     default_reason = "PROFILE_NOT_FOUND"
+
+
+class OperationNotFound(NotFound):
+    """No operation of that name."""
+
+    default_reason = "OPERATION_NOT_FOUND"
 
 
 class RunNotFound(NotFound):

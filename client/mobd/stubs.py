@@ -8,6 +8,7 @@ from mobd.v1 import (
     events_pb2_grpc,
     members_pb2_grpc,
     mobs_pb2_grpc,
+    operations_pb2_grpc,
     runs_pb2_grpc,
     server_pb2_grpc,
 )
@@ -23,5 +24,6 @@ class Stubs:
         self.events = events_pb2_grpc.EventServiceStub(channel)
         self.members = members_pb2_grpc.MemberServiceStub(channel)
         self.mobs = mobs_pb2_grpc.MobServiceStub(channel)
+        self.operations = operations_pb2_grpc.OperationServiceStub(channel)
         self.runs = runs_pb2_grpc.RunServiceStub(channel)
         self.server = server_pb2_grpc.ServerServiceStub(channel)

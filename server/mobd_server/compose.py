@@ -28,6 +28,7 @@ from mobd_server.adapters.rpc.events import EventServicer
 from mobd_server.adapters.rpc.live import LiveServicer
 from mobd_server.adapters.rpc.members import MemberServicer
 from mobd_server.adapters.rpc.mobs import MobServicer
+from mobd_server.adapters.rpc.operations import OperationServicer
 from mobd_server.adapters.rpc.runs import RunServicer
 from mobd_server.adapters.rpc.server import AddressTaken, RpcServer, Transport
 from mobd_server.adapters.rpc.server_info import AgentListServicer, ServerServicer
@@ -46,6 +47,7 @@ from mobd_server.services.events import Events
 from mobd_server.services.live import AgentEvents
 from mobd_server.services.members import Members
 from mobd_server.services.mobs import Mobs
+from mobd_server.services.operations import Operations
 from mobd_server.services.runs import Runs
 from mobd_server.services.server import server_info
 from mobd_server.services.state import States
@@ -190,6 +192,7 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
         "MobService": [MobServicer(Mobs(registry, publisher, store, lambda: log_ids.new("log")))],
         "MemberService": [MemberServicer(Members(registry, publisher, clock), hub)],
         "BridgeService": [BridgeServicer(Bridge(registry, publisher, store, hub, clock), hub)],
+        "OperationService": [OperationServicer(Operations(registry, publisher, store, clock))],
         "RunService": [RunServicer(Runs(registry, store))],
         "AgentService": [AgentServicer(hub, clock.now), AgentListServicer(Agents(registry, hub))],
         "EventService": [

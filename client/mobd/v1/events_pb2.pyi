@@ -629,6 +629,8 @@ class Event(_message.Message):
     INPUT_REPLACED_FIELD_NUMBER: _builtins.int
     RUN_STEERED_FIELD_NUMBER: _builtins.int
     RUN_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    OPERATION_REGISTERED_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Its place in the log: 1 is the first; there is no gap."""
     kind: _builtins.str
@@ -723,6 +725,14 @@ class Event(_message.Message):
     def run_cancel_requested(self) -> Global___RunCancelRequested:
         """run_cancel_requested."""
 
+    @_builtins.property
+    def operation_registered(self) -> Global___OperationRegistered:
+        """operation_registered."""
+
+    @_builtins.property
+    def operation(self) -> Global___OperationChanged:
+        """operation_started, operation_peer_ready, operation_progressed, operation_retiring, operation_ended."""
+
     def __init__(
         self,
         *,
@@ -753,12 +763,14 @@ class Event(_message.Message):
         input_replaced: Global___InputReplaced | None = ...,
         run_steered: Global___RunSteered | None = ...,
         run_cancel_requested: Global___RunCancelRequested | None = ...,
+        operation_registered: Global___OperationRegistered | None = ...,
+        operation: Global___OperationChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "drain_suspended", b"drain_suspended", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "input_replaced", b"input_replaced", "member_destroyed", b"member_destroyed", "member_respawned", b"member_respawned", "member_retired", b"member_retired", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "payload", b"payload", "run_cancel_requested", b"run_cancel_requested", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "run_steered", b"run_steered", "runtime_retired", b"runtime_retired", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "drain_suspended", b"drain_suspended", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "input_replaced", b"input_replaced", "member_destroyed", b"member_destroyed", "member_respawned", b"member_respawned", "member_retired", b"member_retired", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "operation", b"operation", "operation_registered", b"operation_registered", "payload", b"payload", "run_cancel_requested", b"run_cancel_requested", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "run_steered", b"run_steered", "runtime_retired", b"runtime_retired", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "drain_suspended", b"drain_suspended", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "input_replaced", b"input_replaced", "kind", b"kind", "member_destroyed", b"member_destroyed", "member_id", b"member_id", "member_respawned", b"member_respawned", "member_retired", b"member_retired", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "payload", b"payload", "principal", b"principal", "request_id", b"request_id", "run_cancel_requested", b"run_cancel_requested", "run_id", b"run_id", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "run_steered", b"run_steered", "runtime_retired", b"runtime_retired", "seq", b"seq", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachment_closed", b"attachment_closed", "attachment_opened", b"attachment_opened", "drain_suspended", b"drain_suspended", "executor", b"executor", "input_abandoned", b"input_abandoned", "input_accepted", b"input_accepted", "input_replaced", b"input_replaced", "kind", b"kind", "member_destroyed", b"member_destroyed", "member_id", b"member_id", "member_respawned", b"member_respawned", "member_retired", b"member_retired", "member_spawned", b"member_spawned", "mob_created", b"mob_created", "mob_destroyed", b"mob_destroyed", "operation", b"operation", "operation_registered", b"operation_registered", "payload", b"payload", "principal", b"principal", "request_id", b"request_id", "run_cancel_requested", b"run_cancel_requested", "run_id", b"run_id", "run_resent", b"run_resent", "run_settled", b"run_settled", "run_started", b"run_started", "run_steered", b"run_steered", "runtime_retired", b"runtime_retired", "seq", b"seq", "time", b"time", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["mob_created", "mob_destroyed", "member_spawned", "member_destroyed", "attachment_opened", "attachment_closed", "executor", "input_accepted", "input_abandoned", "run_started", "run_resent", "run_settled", "member_respawned", "runtime_retired", "member_retired", "drain_suspended", "input_replaced", "run_steered", "run_cancel_requested"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["mob_created", "mob_destroyed", "member_spawned", "member_destroyed", "attachment_opened", "attachment_closed", "executor", "input_accepted", "input_abandoned", "run_started", "run_resent", "run_settled", "member_respawned", "runtime_retired", "member_retired", "drain_suspended", "input_replaced", "run_steered", "run_cancel_requested", "operation_registered", "operation"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -1515,3 +1527,97 @@ class RunEnded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunEnded: _TypeAlias = RunEnded  # noqa: Y015
+
+@_typing.final
+class OperationRegistered(_message.Message):
+    """An operation was registered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    """The operation."""
+    kind: _builtins.str
+    """What it is: mob_member_child, background_tool."""
+    owner: _builtins.str
+    """The member in whose registry it is; empty: the mob's own."""
+    display_name: _builtins.str
+    """Its name for people."""
+    member_id: _builtins.str
+    """The member that it is the life of."""
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        member_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "kind", b"kind", "member_id", b"member_id", "operation_id", b"operation_id", "owner", b"owner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperationRegistered: _TypeAlias = OperationRegistered  # noqa: Y015
+
+@_typing.final
+class OperationChanged(_message.Message):
+    """An operation changed. Members' operations change with the events of their members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATION_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    RESULT_JSON_FIELD_NUMBER: _builtins.int
+    IS_ERROR_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PEER_HANDLE_JSON_FIELD_NUMBER: _builtins.int
+    operation_id: _builtins.str
+    """The operation."""
+    status: _builtins.str
+    """With operation_ended: completed, failed, aborted, cancelled, retired, terminated."""
+    message: _builtins.str
+    """With operation_progressed: how far it has come."""
+    percent: _builtins.int
+    """With operation_progressed: the same in percent, if it was given."""
+    result_json: _builtins.str
+    """With operation_ended: its result."""
+    is_error: _builtins.bool
+    """With operation_ended: the result is an error of the tool."""
+    error: _builtins.str
+    """With operation_ended: what went wrong."""
+    reason: _builtins.str
+    """With operation_ended: why."""
+    peer_handle_json: _builtins.str
+    """With operation_peer_ready: how the peer can be spoken to, as JSON."""
+    def __init__(
+        self,
+        *,
+        operation_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+        message: _builtins.str = ...,
+        percent: _builtins.int | None = ...,
+        result_json: _builtins.str = ...,
+        is_error: _builtins.bool = ...,
+        error: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        peer_handle_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "percent", b"percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_percent", b"_percent", "error", b"error", "is_error", b"is_error", "message", b"message", "operation_id", b"operation_id", "peer_handle_json", b"peer_handle_json", "percent", b"percent", "reason", b"reason", "result_json", b"result_json", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__percent: _TypeAlias = _typing.Literal["percent"]  # noqa: Y015
+    _WhichOneofArgType__percent: _TypeAlias = _typing.Literal["_percent", b"_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__percent) -> _WhichOneofReturnType__percent | None: ...
+
+Global___OperationChanged: _TypeAlias = OperationChanged  # noqa: Y015

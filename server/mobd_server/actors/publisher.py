@@ -7,7 +7,7 @@ nothing to wait for: load it first.
 from collections.abc import Callable, Iterable
 
 from mobd_server.actors.feed import Feed, Subscription
-from mobd_server.actors.watch import MOB_KEY, Watch, input_key, life_key, member_key
+from mobd_server.actors.watch import MOB_KEY, Watch, input_key, life_key, member_key, operation_key
 from mobd_server.errors import Draining, LogChanged, MobdError
 from mobd_server.ports import Clock, Store
 
@@ -76,6 +76,10 @@ class Publisher:
     def watch_lives(self, mob_id: str, member_ids: Iterable[str]) -> Watch:
         """Wait until members of a mob that was loaded may be ready, or have nothing left to do; see `watch`."""
         return self._watch(mob_id, (MOB_KEY, *map(life_key, member_ids)))
+
+    def watch_operations(self, mob_id: str, operation_ids: Iterable[str], member_ids: Iterable[str]) -> Watch:
+        """Wait until operations of a mob that was loaded have changed, or the members with whom they end."""
+        return self._watch(mob_id, (MOB_KEY, *map(operation_key, operation_ids), *map(life_key, member_ids)))
 
     def _watch(self, mob_id: str, keys: tuple[str, ...]) -> Watch:
         feed = self._feeds[mob_id]

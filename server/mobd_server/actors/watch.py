@@ -33,6 +33,15 @@ def life_key(member_id: str) -> str:
     return f"l/{member_id}"
 
 
+def operation_key(operation_id: str) -> str:
+    """Return the key of what changes for one operation."""
+    return f"o/{operation_id}"
+
+
+def _operation(event: Any) -> Iterable[str]:
+    return (operation_key(event.operation_id),)
+
+
 def _mob(_event: e.Event) -> Iterable[str]:
     return (MOB_KEY,)
 
@@ -97,6 +106,12 @@ KEYS: Final[dict[type[e.Event], Callable[[Any], Iterable[str]]]] = {
     e.RunStarted: _inputs,
     e.RunSteered: _inputs,
     e.RunSettled: _outcomes,
+    e.OperationRegistered: _operation,
+    e.OperationStarted: _operation,
+    e.OperationPeerReady: _operation,
+    e.OperationProgressed: _operation,
+    e.OperationRetiring: _operation,
+    e.OperationEnded: _operation,
 }
 
 OF_INPUTS: Final = frozenset(

@@ -121,15 +121,19 @@ def _row(operation: Operation) -> OperationRow:
 
 
 def register_operation(d: Draft, command: c.RegisterOperation) -> OperationView:
-    """Register an operation; it is provisioning. A member has at most one that lives."""
+    """Register an operation; it is provisioning. A member has at most one that lives.
+
+    Without an owner it belongs to the member for whose run the caller acts, else to the mob.
+    """
     mob = d.mob
     require_admitted(mob, c.RegisterOperation)
+    owner = command.owner or acting_member(d)
     if command.operation_id in mob.operations:
         raise OperationExists(
             f"mob '{mob.mob_id}' has an operation '{command.operation_id}' already",
             {"mob_id": mob.mob_id, "operation_id": command.operation_id},
         )
-    for member_id in (command.owner, command.member_id):
+    for member_id in (owner, command.member_id):
         if member_id and member_id not in mob.members:
             raise MemberNotFound(
                 f"mob '{mob.mob_id}' has no member '{member_id}'", {"mob_id": mob.mob_id, "member_id": member_id}
@@ -137,19 +141,25 @@ def register_operation(d: Draft, command: c.RegisterOperation) -> OperationView:
     if command.kind == "mob_member_child":
         _require_no_other(mob, command)
     else:
-        _require_room(mob, command.owner)
+        _require_room(mob, owner)
     d.emit(
         e.OperationRegistered(
             command.operation_id,
             command.kind,
-            command.owner,
+            owner,
             command.display_name,
             command.member_id,
             command.expect_peer_channel,
         ),
-        command.member_id or command.owner or None,
+        command.member_id or owner or None,
     )
     return view(mob.operations[command.operation_id])
+
+
+def acting_member(d: Draft) -> str:
+    """Return the member for whose run the caller acts; empty if it acts for none."""
+    acting = d.context.acting
+    return d.mob.runs[acting[0]].member_id if acting is not None else ""
 
 
 def _require_no_other(mob: Mob, command: c.RegisterOperation) -> None:
@@ -189,6 +199,12 @@ def move_operation(d: Draft, command: c.MoveOperation) -> OperationView:
         )
     if command.action == "peer_ready":
         _require_peer(operation)
+    elif operation.member_id and command.action != "report_progress":
+        raise OperationTransition(
+            f"operation '{operation.operation_id}' is the life of member '{operation.member_id}' and ends with it: "
+            "retire the member",
+            {"operation_id": operation.operation_id, "status": operation.status, "action": command.action},
+        )
     _require_legal(operation, command.action)
     d.emit(_step(operation, command), operation.member_id or operation.owner or None)
     return view(operation)

@@ -187,7 +187,7 @@ def _forgets(mob: Mob, now: int) -> list[str] | None:
     return old or None
 
 
-def finish(d: Draft, *, everything: bool) -> None:
+def finish(d: Draft, *, everything: bool = False) -> None:
     """Go on with the retirements that this decision touched, or with all of them; called at its end.
 
     What does not fit follows in a decision of its own.

@@ -82,7 +82,8 @@ def _spawn(d: Draft, spec: c.MemberSpec) -> Member:
             mob.fences + 1,
             session_id,
             operation_id,
-            _owner(d),
+            # Its operation begins in the registry of the member that spawns it, or in the mob's own.
+            operation.acting_member(d),
             spec.labels or None,
             NOTHING if spec.context is None else spec.context,
             initial,
@@ -98,12 +99,6 @@ def _spawn(d: Draft, spec: c.MemberSpec) -> Member:
         d.react(Again())
     deliver_initial(d, member, spec.initial_message)
     return member
-
-
-def _owner(d: Draft) -> str:
-    """Return in whose registry a member's operation begins: that of the member which spawns it, or the mob's own."""
-    acting = d.context.acting
-    return d.mob.runs[acting[0]].member_id if acting is not None else ""
 
 
 def deliver_initial(d: Draft, member: Member, content: Raw | None) -> None:

@@ -240,6 +240,41 @@ def _run_settled(to: events_pb2.Event, event: e.RunSettled) -> None:
 
 
 # Events that are not here say everything in their kind.
+def _operation_registered(to: events_pb2.Event, event: e.OperationRegistered) -> None:
+    registered = to.operation_registered
+    registered.operation_id = event.operation_id
+    registered.kind = event.operation_kind
+    registered.owner = event.owner
+    registered.display_name = event.display_name
+    registered.member_id = event.member_id
+
+
+def _operation(to: events_pb2.Event, event: e.OperationStarted | e.OperationRetiring) -> None:
+    to.operation.operation_id = event.operation_id
+
+
+def _operation_peer_ready(to: events_pb2.Event, event: e.OperationPeerReady) -> None:
+    to.operation.operation_id = event.operation_id
+    to.operation.peer_handle_json = json_to(event.handle)
+
+
+def _operation_progressed(to: events_pb2.Event, event: e.OperationProgressed) -> None:
+    to.operation.operation_id = event.operation_id
+    to.operation.message = event.message
+    if event.percent is not None:
+        to.operation.percent = event.percent
+
+
+def _operation_ended(to: events_pb2.Event, event: e.OperationEnded) -> None:
+    ended = to.operation
+    ended.operation_id = event.operation_id
+    ended.status = event.status
+    ended.result_json = json_to(event.result)
+    ended.is_error = event.is_error
+    ended.error = event.error
+    ended.reason = event.reason
+
+
 _PAYLOADS: Final[dict[type[e.Event], Callable[[events_pb2.Event, Any], None]]] = {
     e.MobCreated: _mob_created,
     e.MobDestroyed: _mob_destroyed,
@@ -264,4 +299,10 @@ _PAYLOADS: Final[dict[type[e.Event], Callable[[events_pb2.Event, Any], None]]] =
     e.RunCancelRequested: _run_cancel_requested,
     e.RunResent: _run_resent,
     e.RunSettled: _run_settled,
+    e.OperationRegistered: _operation_registered,
+    e.OperationStarted: _operation,
+    e.OperationPeerReady: _operation_peer_ready,
+    e.OperationProgressed: _operation_progressed,
+    e.OperationRetiring: _operation,
+    e.OperationEnded: _operation_ended,
 }

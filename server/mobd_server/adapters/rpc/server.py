@@ -11,12 +11,30 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from msgspec import Struct
 
-from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, members_pb2, mobs_pb2, runs_pb2, server_pb2
+from mobd.v1 import (
+    agents_pb2,
+    bridge_pb2,
+    events_pb2,
+    members_pb2,
+    mobs_pb2,
+    operations_pb2,
+    runs_pb2,
+    server_pb2,
+)
 from mobd_server.adapters.rpc.handlers import Gate, OneLookUp, service_handler
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
     service
-    for module in (mobs_pb2, members_pb2, bridge_pb2, runs_pb2, agents_pb2, events_pb2, server_pb2)
+    for module in (
+        mobs_pb2,
+        members_pb2,
+        bridge_pb2,
+        operations_pb2,
+        runs_pb2,
+        agents_pb2,
+        events_pb2,
+        server_pb2,
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 # What is longer is refused by gRPC itself. The room above 4 MiB lets our own limits answer first, who can name a field.
