@@ -146,6 +146,15 @@ EVENTS: list[e.Event] = [
 ]
 
 
+OPERATION_SAYS = {
+    "operation_started": {"operation_id"},
+    "operation_peer_ready": {"operation_id", "peer_handle_json"},
+    "operation_progressed": {"operation_id", "message", "percent"},
+    "operation_retiring": {"operation_id"},
+    "operation_ended": {"operation_id", "status", "result_json", "is_error", "error", "reason"},
+}
+
+
 # What an event's readers need not be told, or what they are told beside the payload.
 UNSAID = frozenset({"member_id", "run_id", "forgets", "result_hash", "owner", "control_id"})
 
@@ -186,6 +195,10 @@ def test_an_event_says_all_that_it_knows(event: e.Event) -> None:
     message = getattr(seen, payload)
     unsaid = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
     default = {"inputs_abandoned", "reason", "generation", "error", "retry_time"}
+    if payload == "operation":
+        # One message for five kinds: each says what it knows and nothing else.
+        default |= {"status", "message", "percent", "result_json", "is_error", "peer_handle_json"}
+        assert {field.name for field, _ in message.ListFields()} == OPERATION_SAYS[event.kind]
     if isinstance(event, e.RunSettled) and event.state != "committed":
         default |= {"output_json", "usage", "receipt", "steered_receipts"}
     assert unsaid <= default
