@@ -106,14 +106,16 @@ class Turns:
         going = self._going.get(held.start.run_id)
         if going is None:
             return
+        # What is answered now is answered before the turn can notice and end.
+        if not hard:
+            self._acknowledge(going.turn, control_id, agents_pb2.CONTROL_RESULT_OK)
+        elif not self._is_async:
+            self._acknowledge(going.turn, control_id, agents_pb2.CONTROL_RESULT_FAILED, IN_A_THREAD)
         going.turn.cancelled.set(reason)
         if not hard:
             self._call_hook(going.turn)
-            self._acknowledge(going.turn, control_id, agents_pb2.CONTROL_RESULT_OK)
         elif self._is_async:
             self._on_loop(self._end_task, going, control_id)
-        else:
-            self._acknowledge(going.turn, control_id, agents_pb2.CONTROL_RESULT_FAILED, IN_A_THREAD)
 
     def disown(self, held: Held) -> None:
         """Let a turn know that its run was settled without it."""

@@ -105,16 +105,20 @@ class Link:
 
     async def hear(self, kind: str) -> Any:
         """Return the next entry that is no heartbeat, which must be of this kind."""
+        frame = await self.hear_any()
+        assert frame.WhichOneof("frame") == kind, frame
+        return getattr(frame, kind)
+
+    async def hear_any(self) -> agents_pb2.AgentFrame:
+        """Return the next entry that is no heartbeat."""
         async with asyncio.timeout(WAIT_S), self._changed:
             while True:
                 while self._taken == len(self.heard):
                     await self._changed.wait()
                 frame = self.heard[self._taken]
                 self._taken += 1
-                found = frame.WhichOneof("frame")
-                if found == kind:
-                    return getattr(frame, kind)
-                assert found == "heartbeat", frame
+                if not frame.HasField("heartbeat"):
+                    return frame
 
     async def heartbeats(self, count: int) -> list[agents_pb2.Heartbeat]:
         """Return the next so many heartbeats; other entries stay where they are."""
@@ -167,6 +171,30 @@ class Link:
         """Start a run, and hear that the agent has it."""
         self.start(run_id, *texts, **more)
         assert (await self.hear("run_accepted")).run_id == run_id
+
+    def steer(self, run_id: str, *input_ids: str, fence: int = 7) -> None:
+        inputs = [
+            agents_pb2.RunInput(
+                canonical_input_id=f"in-{one}",
+                input_id=one,
+                kind="peer_message",
+                content=mobd.blocks(f"text of {one}"),
+                sender="anonymous",
+                attempt=1,
+            )
+            for one in input_ids
+        ]
+        self.say(
+            steer_run=agents_pb2.SteerRun(run_id=run_id, executor_fence=fence, member_id="m-1", inputs=inputs),
+        )
+
+    def cancel(self, run_id: str, control_id: str, *, hard: bool = False, fence: int = 7) -> None:
+        """Ask that a run ends: at its boundary, or at once."""
+        kind = agents_pb2.HardCancel if hard else agents_pb2.CancelAtBoundary
+        request = kind(
+            control_id=control_id, run_id=run_id, executor_fence=fence, member_id="m-1", reason="somebody asked"
+        )
+        self.say(**{"hard_cancel" if hard else "cancel_at_boundary": request})
 
     def settle(
         self, run_id: str, disposition: "agents_pb2.RunDisposition.ValueType" = agents_pb2.RUN_DISPOSITION_COMMITTED
@@ -225,7 +253,10 @@ class Peer:
             "mobd.v1.BridgeService": ("Deliver", "DeliverBatch", "GetInput"),
             "mobd.v1.MobService": ("CreateMob", "GetMob", "ListMobs"),
         }
-        streams = {"mobd.v1.BridgeService": ("WatchInput",), "mobd.v1.EventService": ("WatchEvents",)}
+        streams = {
+            "mobd.v1.BridgeService": ("WatchInput",),
+            "mobd.v1.EventService": ("WatchEvents", "WatchAgentEvents"),
+        }
         for service in sorted({*unary, *streams}):
             handlers = {name: self._unary(service, name) for name in unary.get(service, ())}
             handlers |= {name: self._stream(service, name) for name in streams.get(service, ())}

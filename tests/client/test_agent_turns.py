@@ -17,12 +17,16 @@ pytestmark = [pytest.mark.floor, pytest.mark.asyncio]
 
 
 @asynccontextmanager
-async def serving(peer: Peer, handler: Callable[[mobd.Turn], Any], **options: Any) -> AsyncIterator[Link]:
+async def serving(
+    peer: Peer, handler: Callable[[mobd.Turn], Any], hook: Callable[[mobd.Turn], Any] | None = None, **options: Any
+) -> AsyncIterator[Link]:
     """Serve in a thread, as a program of its own would; yield the stream, with a member assigned."""
     agent = mobd.Agent(peer.target, mob=MOB, role="worker", **options)
     agent.reconnect_s = (0.01, 0.02)
     agent.blocked_s = 0.1
     agent.turn(handler)
+    if hook is not None:
+        agent.on_cancel(hook)
     with ThreadPoolExecutor(1) as threads:
         ended = asyncio.get_running_loop().run_in_executor(threads, lambda: asyncio.run(agent.serve()))
         link = await peer.attached(heartbeat_s=0.02)
