@@ -16,6 +16,7 @@ from mobd_server.machines.draft import Draft
 from mobd_server.machines.lifecycle import require_phase
 from mobd_server.machines.mob import fields
 from mobd_server.machines.retirement import destroy as destroy_member
+from mobd_server.machines.retirement import finish as finish_retirements
 from mobd_server.machines.retirement import remove, retire
 from mobd_server.machines.sharing import rebalance
 from mobd_server.machines.state import Mob
@@ -54,6 +55,8 @@ def complete(d: Draft, command: c.CompleteMob) -> MobReport:
         require_phase(fields(mob), "mark_completed")
         d.emit(e.MobCompleting())
         _retire_some(d)
+        # Before the report, which would else tell of members that leave with this very decision.
+        finish_retirements(d)
         finish(d)
     return report(mob)
 
@@ -78,6 +81,7 @@ def retire_all(d: Draft, command: c.RetireAllMembers) -> MobReport:
         require_admitted(mob, c.RetireAllMembers)
         d.emit(e.RetireAllBegun())
         _retire_some(d)
+        finish_retirements(d)
     return report(mob)
 
 
