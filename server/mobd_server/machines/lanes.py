@@ -54,6 +54,11 @@ def ready_lane(member: Member) -> Lane | None:
     return None
 
 
+def has_work(member: Member) -> bool:
+    """Whether anything that waits makes the member run, now or after a pause."""
+    return _driven(member, member.steer) or _driven(member, member.queue)
+
+
 def _driven(member: Member, inputs: list[Input] | None) -> bool:
     if not inputs:
         return False

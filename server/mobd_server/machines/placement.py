@@ -11,7 +11,7 @@ from mobd_server.machines import events as e
 from mobd_server.machines import operation
 from mobd_server.machines.answers import Again, RunInput, SendAssign, SendStartRun, SendUnassign
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.lanes import Batch, choose, lane_of
+from mobd_server.machines.lanes import Batch, choose, has_work, lane_of
 from mobd_server.machines.member import TABLE, relist, set_timer, unlist
 from mobd_server.machines.policy import shared
 from mobd_server.machines.records import Record
@@ -162,9 +162,9 @@ def _idle_members(mob: Mob, attachment: Attachment) -> list[Member]:
 
 
 def is_idle(member: Member) -> bool:
-    """Whether a member that has an agent has nothing to do."""
+    """Whether a member that has an agent has nothing to do: what only rides along with other inputs is no work."""
     executor = member.executor
-    return executor is not None and executor.confirmed and member.run_id is None and not (member.queue or member.steer)
+    return executor is not None and executor.confirmed and member.run_id is None and not has_work(member)
 
 
 def assign_to(d: Draft, member: Member, attachment: Attachment) -> None:
