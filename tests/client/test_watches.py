@@ -56,6 +56,34 @@ async def test_a_watch_outlives_a_restart_of_the_server(peer: Peer) -> None:
         assert (await following).seq == 2
 
 
+def put_out(*texts: str, run_id: str = "run-1") -> events_pb2.WatchAgentEventsResponse:
+    return events_pb2.WatchAgentEventsResponse(
+        events=[events_pb2.AgentEvent(run_id=run_id, sequence=place, text=text) for place, text in enumerate(texts, 1)]
+    )
+
+
+async def test_what_agents_put_out_is_watched_from_the_moment_in_which_the_server_listens(peer: Peer) -> None:
+    script = peer.script("WatchAgentEvents")
+    listening = asyncio.Event()
+    script.will([put_out(), listening, put_out("a", "b"), CUT], [put_out("c")])
+    async with mobd.Client(peer.target) as client, client.watch_agent_events(MOB, "ada") as events:
+        listening.set()
+        seen = [(event.sequence, event.text) async for event in events]
+    assert seen == [(1, "a"), (2, "b"), (1, "c")]
+    assert [(one.mob_id, one.member_id) for one in script.requests] == [(MOB, "ada")] * 2
+
+
+async def test_a_watch_of_a_destroyed_mob_is_empty_and_one_that_is_left_ends(peer: Peer) -> None:
+    script = peer.script("WatchAgentEvents")
+    script.will([], [put_out(), asyncio.Event()])
+    async with mobd.Client(peer.target) as client:
+        async with client.watch_agent_events(MOB) as events:
+            assert [event async for event in events] == []
+        async with client.watch_agent_events(MOB) as events:
+            pass
+        assert [event async for event in events] == []
+
+
 async def test_bookmarks_move_the_cursor_over_what_the_filter_left_out(peer: Peer) -> None:
     script = peer.script("WatchEvents")
     script.will([bookmark(0), page(3), bookmark(90), CUT], [bookmark(90), page(91)])
