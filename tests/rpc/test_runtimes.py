@@ -209,7 +209,7 @@ async def test_another_incarnation_is_refused_and_told_which_is_current(peer: Sp
     assert refused.details["generation"] == "0"
     assert refused.details["fence_token"] == str(seen.fence_token)
     right = common_pb2.Fence(generation=seen.generation, fence_token=seen.fence_token)
-    assert await observe(peer, fence=right)
+    assert (await observe(peer, fence=right)).generation == 0
 
 
 async def test_a_tool_asks_whether_it_may_still_act(peer: Speaker) -> None:
@@ -228,7 +228,7 @@ async def test_a_tool_asks_whether_it_may_still_act(peer: Speaker) -> None:
     async with RawAgent(peer) as agent:
         await peer.deliver("a", "i")
         run = await agent.accept_run()
-        held = {"run_id": run.run_id, "executor_fence": run.executor_fence}
+        held: dict[str, Any] = {"run_id": run.run_id, "executor_fence": run.executor_fence}
         answer = await check(**held)
         assert (answer.current, answer.run_id, answer.executor_fence) == (True, *held.values())
         assert not (await check(common_pb2.Fence(generation=1))).current
