@@ -3,6 +3,7 @@
 from tests.machines.stage import Stage, role, text
 
 from mobd_server.machines import commands as c
+from mobd_server.machines.answers import Retired
 
 
 def test_who_only_has_passive_inputs_gives_its_place_to_who_has_work() -> None:
@@ -12,3 +13,14 @@ def test_who_only_has_passive_inputs_gives_its_place_to_who_has_work() -> None:
     stage.do(c.Deliver("waits", "i0", text("later"), wake=False))
     stage.deliver("works", "i1")
     assert (stage.agent_of("waits"), stage.agent_of("works") is None) == (None, False)
+
+
+def test_who_retires_with_passive_inputs_runs_them_at_once() -> None:
+    stage = Stage()
+    stage.spawn("m")
+    stage.agent("h")
+    stage.do(c.Deliver("m", "i0", text("later"), wake=False))
+    retired = stage.do(c.RetireMember("m"), Retired)
+    assert (retired.inputs_pending_drain, stage.batch("m")) == (1, ["i0"])
+    stage.finish(stage.run_of("m"))
+    assert "m" not in stage.mob.members

@@ -23,6 +23,7 @@ from mobd_server.machines.placement import place, reuse
 from mobd_server.machines.records import Record, SessionRow
 from mobd_server.machines.roster import EMPTY_DIGEST, deliver_initial
 from mobd_server.machines.run import settle
+from mobd_server.machines.sharing import serve_work
 from mobd_server.machines.state import DRAIN_US, Former, Member, Mob, Report
 from mobd_server.machines.undo import Undo
 from mobd_server.machines.views import view_member
@@ -82,7 +83,10 @@ def _retire_runtime(d: Draft, member: Member) -> Retired:
     d.emit(e.RuntimeRetired(member.member_id, abandoned, pending), member.member_id)
     if executor is not None:
         d.react(SendRetire(executor.attachment_id, member.member_id, executor.fence, pending > 0))
-    if not drains:
+    if drains:
+        # What only rode along with others makes it run from now on.
+        serve_work(d, member)
+    else:
         abandon_waiting(d, member, "retired")
     return Retired(abandoned, pending)
 
