@@ -1,60 +1,90 @@
-"""Which phase admits which command (api §7), every pair of them, and with a destruction pending."""
+"""Which phase admits which command, and what may be beside one that goes on (api §7, core §4): every triple."""
 
-from typing import Any, Final
+from typing import Final, NamedTuple, get_args
 
 import pytest
 from msgspec import Raw
+from tests.machines.examples import EXAMPLES, busy
+from tests.machines.scene import Scene
 from tests.machines.stage import Stage, role, state_bytes, text
 
-from mobd_server.errors import InvalidTransition
+from mobd_server.errors import InvalidTransition, MobExists
 from mobd_server.machines import commands as c
-from mobd_server.machines.admission import ADMITTED, admitted_phases, require_admitted
-from mobd_server.machines.answers import Attached, AttachRefused, Deduplicated, DestroyAnswer, Done, RunAnswer
+from mobd_server.machines.admission import ADMITTED, BESIDE, admits
+from mobd_server.machines.answers import (
+    Attached,
+    AttachRefused,
+    Deduplicated,
+    DestroyAnswer,
+    Done,
+    MobReport,
+    RunAnswer,
+)
 from mobd_server.machines.decision import DECIDE
-from mobd_server.machines.state import Definition, Phase
+from mobd_server.machines.state import Definition, Pending, Phase
 
 ALL_PHASES: Final = ("creating", "running", "stopped", "completed", "destroyed")
+ALL_PENDING: Final = ("none", "complete", "reset", "retire_all", "destroy")
 
-SPEC: Final = c.MemberSpec("new", "analyst")
+# Every command that the mob's phase can refuse -> the phases that admit it, what may be pending beside it, and the
+# phase that a refusal names.
+TABLE: Final = """
+StartMob          creating,stopped                                   none                      running
+StopMob           running                                            none                      stopped
+ResumeMob         stopped                                            none                      running
+CompleteMob       running                                            none                      running
+ResetMob          running,stopped,completed                          none                      running
+DestroyMob        creating,running,stopped,completed,destroyed       none,complete,reset,retire_all,destroy  -
+RetireAllMembers  running,stopped                                    none                      running
+SpawnMember       running                                            none                      running
+SpawnMembers      running                                            none                      running
+EnsureMember      running                                            none                      running
+RespawnMember     running                                            none                      running
+Deliver           running                                            none                      running
+DeliverBatch      running                                            none                      running
+RetireMember      running,stopped                                    none,complete,retire_all  running
+RetireRuntime     running,stopped                                    none,complete,retire_all  running
+DestroyRuntime    running,stopped                                    none,complete,retire_all  running
+Interrupt         running,stopped                                    none,complete,retire_all  running
+HardCancel        running                                            none,complete,retire_all  running
+RegisterOperation running                                            none                      running
+MoveOperation     running,stopped,completed                          none,complete,retire_all  running
+TerminateOwner    running,stopped,completed                          none                      running
+Attach            creating,running,stopped,completed                 none,complete,retire_all,reset          -
+"""
 
-# Every command that the mob's phase can refuse -> the phases that admit it.
-BY_PHASE: Final[dict[type[c.Command], tuple[str, ...]]] = {
-    c.SpawnMember: ("running",),
-    c.SpawnMembers: ("running",),
-    c.EnsureMember: ("running",),
-    c.Deliver: ("running",),
-    c.DeliverBatch: ("running",),
-    c.StartMob: ("creating", "stopped"),
-    c.StopMob: ("running",),
-    c.ResumeMob: ("stopped",),
-    c.DestroyMob: ("creating", "running", "stopped", "completed", "destroyed"),
-    c.Attach: ("creating", "running", "stopped", "completed"),
+# A command that goes on is joined by its like, in whatever phase it has brought the mob to.
+JOINED: Final = {"CompleteMob": "complete", "ResetMob": "reset", "RetireAllMembers": "retire_all"}
+
+WORDS: Final = {
+    "complete": "is being completed",
+    "reset": "is being reset",
+    "retire_all": "are being retired",
+    "destroy": "is being destroyed",
 }
 
-# What agents, timers and the actor bring tells of something that happened; no phase refuses it.
-ALWAYS: Final[tuple[type[c.Command], ...]] = (
-    c.Continue,
-    c.Wake,
-    c.Confirm,
-    c.Decline,
-    c.SettleRun,
-    c.FailRun,
-    c.LoseRun,
-    c.DrainAttachment,
-    c.CloseAttachment,
-)
 
-EXAMPLES: Final[dict[type[c.Command], c.Command]] = {
-    c.SpawnMember: c.SpawnMember(SPEC),
-    c.SpawnMembers: c.SpawnMembers([SPEC]),
-    c.EnsureMember: c.EnsureMember(SPEC),
-    c.Deliver: c.Deliver("a", "fresh", text("hello")),
-    c.DeliverBatch: c.DeliverBatch([c.Deliver("a", "fresh", text("hello"))]),
-    c.StartMob: c.StartMob(),
-    c.StopMob: c.StopMob(),
-    c.ResumeMob: c.ResumeMob(),
-    c.DestroyMob: c.DestroyMob(),
-    c.Attach: c.Attach("host", "1", 1, 1, [role("analyst")]),
+class Row(NamedTuple):
+    """One line of the table."""
+
+    phases: tuple[str, ...]
+    beside: tuple[str, ...]
+    target: str
+
+
+def rows() -> dict[str, Row]:
+    found = {}
+    for line in TABLE.strip().splitlines():
+        name, phases, beside, target = line.split()
+        found[name] = Row(tuple(phases.split(",")), tuple(beside.split(",")), target)
+    return found
+
+
+ROWS: Final = rows()
+COMMANDS: Final = {name: getattr(c, name) for name in ROWS}
+
+# What agents, timers and the actor bring tells of something that happened; no phase refuses it.
+ALWAYS: Final[dict[type[c.Command], c.Command]] = {
     c.Continue: c.Continue(),
     c.Wake: c.Wake(),
     c.Confirm: c.Confirm("att-0", "a", 1),
@@ -62,140 +92,214 @@ EXAMPLES: Final[dict[type[c.Command], c.Command]] = {
     c.SettleRun: c.SettleRun("att-0", "run-0", 1, Raw(b"1"), b"hash"),
     c.FailRun: c.FailRun("att-0", "run-0", 1, "error"),
     c.LoseRun: c.LoseRun("att-0", "run-0", 1, "silent"),
+    c.CancelUnsent: c.CancelUnsent("att-0", "run-0", 1),
+    c.FenceOff: c.FenceOff("att-0", "run-0", 1, "ctl-0", "silent"),
+    c.ReportRunProgress: c.ReportRunProgress("att-0", "run-0", 1, "half"),
     c.DrainAttachment: c.DrainAttachment("att-0"),
     c.CloseAttachment: c.CloseAttachment("att-0", "lost"),
 }
 
-# What a refusal says that the command would lead to.
-TARGETS: Final[dict[type[c.Command], str]] = {c.StopMob: "stopped", c.DestroyMob: "destroyed"}
+
+def prepared(phase: Phase, pending: Pending = "none") -> Scene:
+    """Return a mob in which every command would succeed, put into a phase with something pending."""
+    scene = busy()
+    # Some of these pairs no command leads to; the table holds for them as for the others.
+    scene.mob.phase, scene.mob.pending = phase, pending
+    return scene
 
 
-def in_phase(phase: Phase) -> Stage:
-    """Return a mob in `phase`, with a member where it can have one."""
-    if phase == "creating":
-        return Stage(start=False)
-    stage = Stage()
-    stage.spawn("a")
-    if phase == "stopped":
-        stage.do(c.StopMob())
-    if phase == "completed":
-        # No command of this release leads there; the table knows the phase.
-        stage.mob.phase = "completed"
-    if phase == "destroyed":
-        stage.do(c.DestroyMob())
-    return stage
+def admitted(name: str, phase: str, pending: str) -> bool:
+    """Return what the table says."""
+    return JOINED.get(name) == pending or (phase in ROWS[name].phases and pending in ROWS[name].beside)
 
 
 def test_every_command_has_its_place_here() -> None:
-    assert set(DECIDE) == set(BY_PHASE) | set(ALWAYS) | {c.CreateMob}
-    assert not set(BY_PHASE) & set(ALWAYS)
-    assert set(EXAMPLES) == set(BY_PHASE) | set(ALWAYS)
+    assert set(DECIDE) == set(COMMANDS.values()) | set(ALWAYS) | {c.CreateMob}
+    assert not set(COMMANDS.values()) & set(ALWAYS)
+    assert set(EXAMPLES) == set(ROWS)
+    assert get_args(Phase) == ALL_PHASES
+    assert get_args(Pending) == ALL_PENDING
 
 
+@pytest.mark.parametrize("pending", ALL_PENDING)
 @pytest.mark.parametrize("phase", ALL_PHASES)
-@pytest.mark.parametrize("command", BY_PHASE, ids=lambda command: command.__name__)
-def test_every_command_is_admitted_in_exactly_its_phases(command: type[c.Command], phase: Phase) -> None:
-    stage = in_phase(phase)
-    before = state_bytes(stage.mob)
-    if phase in BY_PHASE[command]:
-        answer = stage.do(EXAMPLES[command])
+@pytest.mark.parametrize("name", ROWS)
+def test_every_command_is_admitted_exactly_as_the_table_says(name: str, phase: Phase, pending: Pending) -> None:
+    scene = prepared(phase, pending)
+    command = EXAMPLES[name](scene)
+    before = state_bytes(scene.mob)
+    if admitted(name, phase, pending):
+        answer = scene.do(command)
         assert not isinstance(answer, AttachRefused)
-        assert (state_bytes(stage.mob) == before) == (phase == "destroyed")
+        ends = name == "DestroyMob" and (phase == "destroyed" or pending == "destroy")
+        nothing_new = ends or JOINED.get(name) == pending
+        assert (state_bytes(scene.mob) == before) == nothing_new
         return
-    if command is c.Attach:
-        assert stage.do(EXAMPLES[command], AttachRefused).cause == "mob_destroyed"
+    if name == "Attach":
+        assert scene.do(command, AttachRefused).cause == "mob_destroyed"
     else:
         with pytest.raises(InvalidTransition) as refused:
-            stage.do(EXAMPLES[command])
-        assert refused.value.details == {
-            "from": phase,
-            "to": TARGETS.get(command, "running"),
-            "allowed": ",".join(BY_PHASE[command]),
+            scene.do(command)
+        expected = {"from": phase, "to": ROWS[name].target, "allowed": ",".join(ROWS[name].phases)}
+        if pending != "none":
+            expected |= {"allowed": "", "pending": pending}
+            assert WORDS[pending] in refused.value.message
+        assert refused.value.details == expected
+    assert state_bytes(scene.mob) == before
+
+
+def test_the_tables_are_the_one_written_here() -> None:
+    own = {"StartMob", "StopMob", "ResumeMob", "DestroyMob"}
+    named = {command.__name__: phases for command, phases in ADMITTED.items()}
+    assert named == {name: row.phases for name, row in ROWS.items() if name not in own}
+    for pending in get_args(Pending):
+        assert {command.__name__ for command in BESIDE[pending]} == {
+            name for name, row in ROWS.items() if name not in own and pending in row.beside
         }
-    assert state_bytes(stage.mob) == before
+    for phase in ALL_PHASES:
+        for pending in get_args(Pending):
+            mob = prepared(phase, pending).mob
+            for command in ADMITTED:
+                row = ROWS[command.__name__]
+                assert admits(mob, command) == (phase in row.phases and pending in row.beside)
 
 
+@pytest.mark.parametrize("pending", ALL_PENDING)
 @pytest.mark.parametrize("phase", ALL_PHASES)
 @pytest.mark.parametrize("command", ALWAYS, ids=lambda command: command.__name__)
-def test_what_agents_and_timers_bring_is_refused_in_no_phase(command: type[c.Command], phase: Phase) -> None:
-    answer = in_phase(phase).do(EXAMPLES[command])
-    assert isinstance(answer, Done | RunAnswer)
+def test_what_agents_and_timers_bring_is_refused_nowhere(
+    command: type[c.Command], phase: Phase, pending: Pending
+) -> None:
+    if command is c.Continue and pending != "none" and phase not in GOES_ON[pending]:
+        return
+    assert isinstance(prepared(phase, pending).do(ALWAYS[command]), Done | RunAnswer)
 
 
-@pytest.mark.parametrize("command", BY_PHASE, ids=lambda command: command.__name__)
-def test_while_a_destruction_is_pending_nothing_but_destroy_is_admitted(command: type[c.Command]) -> None:
-    stage = Stage()
-    stage.do(c.SpawnMembers([c.MemberSpec(f"m{n:04}", "analyst") for n in range(600)]))
-    stage.spawn("a")
-    stage.do(c.DestroyMob())
-    assert (stage.mob.phase, stage.mob.pending) == ("running", "destroy")
-    before = state_bytes(stage.mob)
-    if command is c.DestroyMob:
-        assert stage.do(EXAMPLES[command], DestroyAnswer).done is False
-    elif command is c.Attach:
-        assert stage.do(EXAMPLES[command], AttachRefused).cause == "mob_destroyed"
-    else:
+# Where a pending command can be gone on with: where it can have brought the mob.
+GOES_ON: Final = {
+    "complete": ("running",),
+    "reset": ("stopped",),
+    "retire_all": ("running", "stopped"),
+    "destroy": ("creating", "running", "stopped", "completed"),
+}
+
+
+# The same by the commands that lead there, where nothing is put into the state by hand.
+
+
+def many() -> Scene:
+    """Return a mob with more members than end in one decision."""
+    scene = Scene()
+    scene.do(c.SpawnMembers([c.MemberSpec(f"m{n:04}", "analyst") for n in range(600)]))
+    scene.spawn("a", "b")
+    scene.do(c.RegisterOperation("tool", "a tool"))
+    return scene
+
+
+@pytest.mark.parametrize("pending", ["complete", "reset", "retire_all", "destroy"])
+def test_while_a_command_goes_on_only_what_may_be_beside_it_is_admitted(pending: str) -> None:
+    begins: dict[str, c.Command] = {
+        "complete": c.CompleteMob(),
+        "reset": c.ResetMob(),
+        "retire_all": c.RetireAllMembers(),
+        "destroy": c.DestroyMob(),
+    }
+    scene = many()
+    scene.do(begins[pending])
+    assert scene.mob.pending == pending
+    for name, row in ROWS.items():
+        if name in ("Attach", "HardCancel", "DestroyMob") or admitted(name, scene.mob.phase, pending):
+            continue
+        before = state_bytes(scene.mob)
         with pytest.raises(InvalidTransition) as refused:
-            stage.do(EXAMPLES[command])
+            scene.do(EXAMPLES[name](scene))
         assert refused.value.details == {
-            "from": "running",
-            "to": TARGETS.get(command, "running"),
+            "from": scene.mob.phase,
+            "to": row.target,
             "allowed": "",
-            "pending": "destroy",
+            "pending": pending,
         }
-        assert "is being destroyed" in refused.value.message
-    assert state_bytes(stage.mob) == before
+        assert state_bytes(scene.mob) == before
+    if pending == "destroy":
+        assert scene.do(c.DestroyMob(), DestroyAnswer).done is False
+        assert scene.do(EXAMPLES["Attach"](scene), AttachRefused).cause == "mob_destroyed"
+    else:
+        assert scene.do(begins[pending], MobReport).mob.pending == pending
+        assert scene.append is None
+        assert scene.do(EXAMPLES["Attach"](scene), Attached).resumed is False
+
+
+def in_phase(phase: Phase) -> Stage:
+    """Return a mob in `phase`, as its commands lead there, with a member where it can have one."""
+    if phase == "creating":
+        return Stage(start=False)
+    stage = Stage()
+    if phase != "completed":
+        stage.spawn("a")
+    if phase == "stopped":
+        stage.do(c.StopMob())
+    if phase == "completed":
+        stage.do(c.CompleteMob())
+    if phase == "destroyed":
+        stage.do(c.DestroyMob())
+    assert stage.mob.phase == phase
+    return stage
 
 
 def test_a_mob_is_created_once() -> None:
-    stage = Stage()
-    with pytest.raises(Exception, match="exists already"):
-        stage.do(c.CreateMob(Definition("mob"), {}, "other"))
+    for phase in ALL_PHASES:
+        stage = in_phase(phase)
+        with pytest.raises(MobExists):
+            stage.do(c.CreateMob(Definition("mob"), {}, "other"))
 
 
-def test_the_table_is_the_one_written_here() -> None:
-    literal = {command: phases for command, phases in BY_PHASE.items() if any(one is command for one, _ in ADMITTED)}
-    assert {(command, phase) for command, phases in literal.items() for phase in phases} == ADMITTED
-    assert set(literal) == {c.SpawnMember, c.SpawnMembers, c.EnsureMember, c.Deliver, c.DeliverBatch, c.Attach}
-    for command, phases in literal.items():
-        assert admitted_phases(command) == phases
+LOOK_UPS: Final[dict[str, c.Command]] = {
+    "spawn of an unknown role": c.SpawnMember(c.MemberSpec("new", "nobody")),
+    "spawn of a taken name": c.SpawnMember(c.MemberSpec("a", "analyst")),
+    "ensure of an unknown role": c.EnsureMember(c.MemberSpec("new", "nobody")),
+    "respawn of nobody": c.RespawnMember("nobody"),
+    "respawn with a stale fence": c.RespawnMember("a", 7, 7),
+    "deliver to nobody": c.Deliver("nobody", "fresh", text("hello")),
+    "deliver with a stale fence": c.Deliver("a", "fresh", text("hello"), 7, 7),
+    "deliver batch": c.DeliverBatch([c.Deliver("nobody", "fresh", text("hello"))]),
+    "hard cancel of nobody's run": c.HardCancel("nobody", "run-0"),
+    "operation of nobody": c.RegisterOperation("new", "a tool", "nobody"),
+}
+IN_COMPLETED: Final[dict[str, c.Command]] = {
+    **LOOK_UPS,
+    "retire of nobody": c.RetireMember("nobody"),
+    "retire of nobody's runtime": c.RetireRuntime("nobody"),
+    "destroy of nobody's runtime": c.DestroyRuntime("nobody"),
+    "interrupt of nobody": c.Interrupt("nobody"),
+}
+IN_DESTROYED: Final[dict[str, c.Command]] = {
+    **IN_COMPLETED,
+    "step of no operation": c.MoveOperation("nothing", "cancel"),
+}
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        c.SpawnMember(c.MemberSpec("new", "nobody")),
-        c.SpawnMember(c.MemberSpec("a", "analyst")),
-        c.EnsureMember(c.MemberSpec("new", "nobody")),
-        c.Deliver("nobody", "fresh", text("hello")),
-        c.DeliverBatch([c.Deliver("nobody", "fresh", text("hello"))]),
-    ],
-    ids=["spawn of an unknown role", "spawn of a taken name", "ensure", "deliver", "deliver batch"],
-)
-def test_admission_comes_before_look_ups(command: c.Command) -> None:
-    with pytest.raises(InvalidTransition):
-        in_phase("stopped").do(command)
+@pytest.mark.parametrize("what", IN_DESTROYED)
+@pytest.mark.parametrize("phase", ["creating", "stopped", "completed", "destroyed"])
+def test_admission_comes_before_look_ups(what: str, phase: Phase) -> None:
+    legal = {"stopped": LOOK_UPS, "completed": IN_COMPLETED}.get(phase, IN_DESTROYED)
+    if what in legal:
+        with pytest.raises(InvalidTransition):
+            in_phase(phase).do(legal[what])
 
 
-@pytest.mark.parametrize("phase", ["stopped", "destroyed"])
+@pytest.mark.parametrize("phase", ["stopped", "completed", "destroyed"])
 def test_only_dedupe_comes_before_admission(phase: Phase) -> None:
     stage = Stage()
     stage.spawn("a")
     stage.accepted("a", "i1")
-    stage.do(c.StopMob() if phase == "stopped" else c.DestroyMob())
-    assert stage.do(c.Deliver("a", "i1", text("hello")), Deduplicated).terminal == (phase == "destroyed")
+    stage.do({"stopped": c.StopMob(), "completed": c.CompleteMob(), "destroyed": c.DestroyMob()}[phase])
+    assert stage.mob.phase == phase
+    assert stage.do(c.Deliver("a", "i1", text("hello")), Deduplicated).terminal == (phase != "stopped")
     with pytest.raises(InvalidTransition):
         stage.do(c.Deliver("a", "i2", text("hello")))
 
 
-def test_a_command_without_a_row_is_refused_everywhere() -> None:
-    for phase in ALL_PHASES:
-        mob: Any = in_phase(phase).mob
-        with pytest.raises(InvalidTransition):
-            require_admitted(mob, c.Wake)
-
-
-def test_an_agent_attaches_before_the_mob_starts_and_while_it_is_stopped() -> None:
-    for phase in ("creating", "stopped"):
+def test_an_agent_attaches_in_every_phase_but_the_last() -> None:
+    for phase in ("creating", "running", "stopped", "completed"):
         stage = in_phase(phase)
-        assert stage.do(EXAMPLES[c.Attach], Attached).resumed is False
+        assert stage.do(c.Attach("host", "1", 1, 1, [role("analyst")]), Attached).resumed is False

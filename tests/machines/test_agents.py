@@ -391,20 +391,20 @@ def test_an_agent_that_is_gone_already_is_no_news() -> None:
 def test_the_biggest_agent_can_be_lost_in_one_decision() -> None:
     stage = Stage()
     stage.do(c.SpawnMembers([c.MemberSpec(f"m{n}", "analyst") for n in range(1_000)]))
-    stage.attach(capacity=256, max_members=1_000)
+    big = stage.attach(capacity=256, max_members=1_000)
     while stage.sent(Again):
         stage.do(c.Continue())
     for member in list(stage.mob.members.values()):
         if member.executor is not None:
             stage.confirm(member.member_id)
-    assert len(stage.mob.attachments["att-1001"].members) == 1_000
+    assert len(stage.attachment(big).members) == 1_000
     full = [f"a-rather-long-input-id-{n}" for n in range(65)]
     for n in range(256):
         stage.accepted(f"m{n}", *full)
         stage.finish(stage.run_of(f"m{n}"))
         assert len(stage.batch(f"m{n}")) == 64
     stage.agent("other", max_members=1)
-    stage.leave("att-1001")
+    stage.leave(big)
     assert stage.mob.runs == {}
     while stage.sent(Again):
         stage.do(c.Continue())

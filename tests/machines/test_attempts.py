@@ -23,7 +23,7 @@ def outcomes(stage: Stage) -> list[str]:
 
 def wake(stage: Stage) -> None:
     """Let the pause pass."""
-    stage.now = stage.mob.retries[0][0]
+    stage.now = stage.mob.timers[0][0]
     stage.do(c.Wake())
 
 
@@ -66,7 +66,7 @@ def test_the_third_failed_attempt_abandons() -> None:
     assert outcome.outcome == "abandoned"
     assert outcome.reason == "max_attempts_exhausted: 3 attempts failed: no luck"
     assert stage.waits("a") == []
-    assert stage.mob.retries == []
+    assert stage.mob.timers == []
 
 
 def test_the_inputs_of_a_failed_batch_run_alone() -> None:
@@ -98,7 +98,7 @@ def test_a_pause_outlives_the_agent() -> None:
     stage = served()
     stage.accepted("a", "i1")
     stage.fail(stage.run_of("a"))
-    stage.leave("att-3")
+    stage.leave(stage.agent_of("a") or "")
     stage.agent("other")
     assert stage.member("a").run_id is None
     wake(stage)

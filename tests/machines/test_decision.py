@@ -6,6 +6,8 @@ from typing import Any, Final
 import msgspec
 import pytest
 from msgspec import Raw
+from tests.machines.examples import EXAMPLES, ready_for
+from tests.machines.scene import Scene
 from tests.machines.stage import DAY, CountedIds, Stage, state_bytes, stored, text
 
 from mobd_server.errors import DecisionTooLarge, InvalidTransition, MemberExists, RequestConflict
@@ -112,29 +114,39 @@ def test_requests_are_known_again_after_a_replay() -> None:
     assert stage.replayed().request_order == stage.mob.request_order
 
 
-@pytest.mark.parametrize("command", ANSWER_TYPES, ids=lambda command: command.__name__)
-def test_a_stored_answer_is_read_back_as_it_was_given(command: type[c.Command]) -> None:
-    spec = c.MemberSpec("a", "analyst", {"x": "y"}, Raw(b'{"deep":[null]}'))
-    examples: dict[type[c.Command], c.Command] = {
-        c.SpawnMember: c.SpawnMember(spec),
-        c.SpawnMembers: c.SpawnMembers([spec, spec]),
-        c.EnsureMember: c.EnsureMember(spec),
-        c.StartMob: c.StartMob(),
-        c.StopMob: c.StopMob(),
-        c.ResumeMob: c.ResumeMob(),
-        c.DestroyMob: c.DestroyMob(),
-    }
+STORED: Final = sorted(command.__name__ for command in ANSWER_TYPES if command is not c.CreateMob)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_answer_is_read_back_as_it_was_given(name: str) -> None:
+    scene = ready_for(name)
+    command = EXAMPLES[name](scene)
+    first = scene.decide(command, "r1")
+    row = scene.log[-1]
+    answer: Answer = msgspec.json.decode(row.answer or "", type=ANSWER_TYPES[type(command)])
+    assert msgspec.json.encode(answer) == msgspec.json.encode(first.answer)
+    before = state_bytes(scene.mob)
+    again = scene.decide(command, "r1")
+    assert (again.answer, again.append, again.reactions, again.replay_seq) == (None, None, [], row.seq)
+    with pytest.raises(RequestConflict):
+        scene.decide(command, "r1", "another hash")
+    assert state_bytes(scene.mob) == before
+    assert scene.replayed().requests == scene.mob.requests
+
+
+def test_the_answer_of_a_creation_is_stored() -> None:
     stage = Stage()
-    if command in (c.StartMob, c.ResumeMob):
-        stage.do(c.StopMob())
-    if command is c.CreateMob:
-        definition = stage.mob.definition
-        stage.mob = new_mob("mob")
-        decided = stage.decide(c.CreateMob(definition, {}, "log"), "r1")
-    else:
-        decided = stage.decide(examples[command], "r1")
-    answer: Answer = msgspec.json.decode(stage.log[-1].answer or "", type=ANSWER_TYPES[command])
+    definition = stage.mob.definition
+    stage.mob, stage.log = new_mob("mob"), []
+    decided = stage.decide(c.CreateMob(definition, {}, "log"), "r1")
+    answer = msgspec.json.decode(stage.log[-1].answer or "", type=ANSWER_TYPES[c.CreateMob])
     assert msgspec.json.encode(answer) == msgspec.json.encode(decided.answer)
+    assert stage.decide(c.CreateMob(definition, {}, "log"), "r1").replay_seq == 2
+
+
+def test_answers_are_stored_for_every_mutation_of_callers_but_deliveries() -> None:
+    # The key of a delivery is its input_id; who terminates an owner has no request of its own.
+    assert set(STORED) == set(EXAMPLES) - {"Deliver", "DeliverBatch", "Attach", "TerminateOwner"}
 
 
 # Decisions that leave no trace.
@@ -220,45 +232,58 @@ def drafted(stage: Stage, command: c.Command) -> Draft:
     return draft
 
 
-def test_every_command_can_be_undone() -> None:
-    def prepared() -> Stage:
-        stage = Stage()
-        stage.spawn("a", "b", "c", "d")
-        stage.agent("h", capacity=2, max_members=3)
-        for member_id in ("a", "b", "c", "d"):
-            stage.accepted(member_id, "i1", "i2", "i3")
-        stage.fail(stage.run_of("a"))
-        stage.accepted("a", "i4")
-        return stage
+# Commands whose examples append nothing, or are refused, in the mob of the next test.
+IDLE: Final = ("StartMob", "ResumeMob", "Interrupt")
 
-    stage = prepared()
-    run = stage.run_of("b")
-    agent = stage.agent_of("a") or ""
-    fence = stage.executor("a").fence
+
+def test_every_command_can_be_undone() -> None:
+    scene = Scene("a", "b", "c", "d", timeout_s=60)
+    scene.serve(capacity=2, max_members=3)
+    for member_id in ("a", "b", "c", "d"):
+        scene.put(member_id, "i1", "i2", "i3")
+    scene.report(scene.run_of("b"), "error")
+    scene.steer("b", "s1")
+    scene.steer("a", "s1")
+    scene.cancel("a")
+    scene.do(c.RegisterOperation("tool", "a tool"))
+    scene.do(c.RetireRuntime("c"))
+    run = scene.run_of("a")
+    agent = scene.agent_of("a") or ""
+    fence = scene.executor("a").fence
+    serves = scene.attachment(agent).serves
     commands: list[c.Command] = [
-        c.StopMob(),
-        c.DestroyMob(),
-        c.SpawnMember(c.MemberSpec("e", "lead")),
+        *(example(scene) for name, example in EXAMPLES.items() if name not in IDLE),
         c.Deliver("d", "i9", text("x")),
-        c.Attach("h", "2", 4, 4, stage.attachment(agent).serves),
-        c.Attach("h", "1", 2, 3, stage.attachment(agent).serves),
+        c.Attach("h", "2", 4, 4, serves),
+        c.Attach("h", "1", 2, 3, serves, steers=True),
         c.Decline(agent, "a", fence),
-        c.SettleRun(agent, run.run_id, run.fence, Raw(b"1"), b"hash", [Raw(b"{}")], 1, "d"),
+        c.SettleRun(agent, run.run_id, run.fence, Raw(b"1"), b"hash", [Raw(b"{}")], 1, "d", None, scene.taken("a")),
         c.FailRun(agent, run.run_id, run.fence, "error"),
+        c.FailRun(agent, run.run_id, run.fence, "cancelled", steered=scene.taken("a")),
         c.LoseRun(agent, run.run_id, run.fence, "gone"),
+        c.CancelUnsent(agent, run.run_id, run.fence),
+        c.FenceOff(agent, run.run_id, run.fence, run.control_id, "silent"),
+        c.ReportRunProgress(agent, run.run_id, run.fence, "half", 50),
         c.DrainAttachment(agent),
         c.CloseAttachment(agent, "lost"),
+        c.RespawnMember("c"),
+        c.DestroyRuntime("b"),
+        c.Interrupt("c"),
     ]
     for command in commands:
-        before = state_bytes(stage.mob)
-        draft = drafted(stage, command)
+        before = state_bytes(scene.mob)
+        draft = drafted(scene, command)
         assert draft.records, command
-        assert state_bytes(stage.mob) != before
+        assert state_bytes(scene.mob) != before
         draft.rollback()
-        assert state_bytes(stage.mob) == before, command
+        assert state_bytes(scene.mob) == before, command
 
 
 # Logs that do not add up.
+
+
+# The canonical id of the one input of `log_of_a_run`.
+INPUT: Final = "in-4"
 
 
 def fold_all(log: list[Record]) -> None:
@@ -324,9 +349,9 @@ DAMAGE: Final[dict[str, Callable[[list[Record]], None]]] = {
     "no input": without(e.InputAccepted),
     "no run": without(e.RunStarted),
     "a run of another input": altered(e.RunStarted, canonical_input_ids=["in-0"]),
-    "an outcome that the result cannot have": altered(e.RunSettled, outcomes=[e.Outcome("in-3", "requeued")]),
+    "an outcome that the result cannot have": altered(e.RunSettled, outcomes=[e.Outcome(INPUT, "requeued")]),
     "an outcome of another input": altered(e.RunSettled, outcomes=[e.Outcome("in-0", "consumed")]),
-    "too many outcomes": altered(e.RunSettled, outcomes=[e.Outcome("in-3", "consumed")] * 2),
+    "too many outcomes": altered(e.RunSettled, outcomes=[e.Outcome(INPUT, "consumed")] * 2),
     "a forgotten input that has not ended": altered(e.InputAccepted, forgets=["00"]),
 }
 
@@ -340,7 +365,9 @@ def test_a_log_that_does_not_add_up_is_not_folded(damage: str) -> None:
 
 
 def test_an_undamaged_log_is_folded() -> None:
-    fold_all(log_of_a_run())
+    log = log_of_a_run()
+    fold_all(log)
+    assert [one.event.canonical_input_id for one in log if isinstance(one.event, e.InputAccepted)] == [INPUT]
 
 
 def test_an_agent_is_not_closed_while_it_has_members() -> None:

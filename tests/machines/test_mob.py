@@ -23,7 +23,7 @@ from mobd_server.machines.answers import (
 )
 from mobd_server.machines.decision import new_mob, wake_at
 from mobd_server.machines.roster import EMPTY_DIGEST, MEMBERS
-from mobd_server.machines.state import Definition, Profile
+from mobd_server.machines.state import NOTHING, Definition, Profile
 from mobd_server.machines.views import view_member, view_mob, waiting_reason
 
 
@@ -125,7 +125,7 @@ def test_a_destruction_abandons_inputs_ends_runs_and_sends_the_agents_away() -> 
     assert {one.reason for event in stage.all(e.RunSettled) for one in event.outcomes} == {"destroyed"}
     assert [(one.attachment_id, one.reason) for one in stage.sent(EndStream)] == [(agent, "revoked")]
     assert [one.member_id for one in stage.sent(SendUnassign)] == ["a"]
-    assert (stage.mob.runs, stage.mob.attachments, stage.mob.waiting, stage.mob.retries) == ({}, {}, {}, [])
+    assert (stage.mob.runs, stage.mob.attachments, stage.mob.waiting, stage.mob.timers) == ({}, {}, {}, [])
 
 
 def test_a_destroyed_mob_answers_with_the_same_report() -> None:
@@ -144,9 +144,9 @@ def test_a_member_in_a_pause_is_destroyed_with_it() -> None:
     stage.agent()
     stage.accepted("a", "i1")
     stage.fail(stage.run_of("a"))
-    assert stage.mob.retries
+    assert stage.mob.timers
     assert stage.do(c.DestroyMob(), DestroyAnswer).inputs_abandoned == 1
-    assert stage.mob.retries == []
+    assert stage.mob.timers == []
 
 
 def test_two_thousand_members_with_inputs_and_runs_are_destroyed_in_slices() -> None:
@@ -226,7 +226,8 @@ def test_a_member_is_spawned_with_all_that_it_was_given() -> None:
 def test_a_context_is_read_back_from_the_log_as_it_was(context: Raw | None) -> None:
     stage = Stage()
     stage.do(c.SpawnMember(c.MemberSpec("a", "analyst", context=context)))
-    assert stage.replayed().members["a"].context == context
+    assert stage.replayed().members["a"].context == (NOTHING if context is None else context)
+    assert (stage.member("a").context is NOTHING) == (context is None)
     assert state_bytes(stage.replayed()) == state_bytes(stage.mob)
 
 
@@ -254,7 +255,12 @@ def test_a_taken_name_an_unknown_role_and_a_full_mob_are_refused_with_their_fact
     before = state_bytes(stage.mob)
     with pytest.raises(MemberExists) as taken:
         stage.spawn("a", of="lead")
-    assert taken.value.details == {"mob_id": "mob", "member_id": "a", "role": "analyst"}
+    assert taken.value.details == {
+        "mob_id": "mob",
+        "member_id": "a",
+        "role": "analyst",
+        "lifecycle": "active",
+    }
     with pytest.raises(ProfileNotFound) as unknown:
         stage.spawn("b", of="nurse")
     assert unknown.value.details == {"mob_id": "mob", "role": "nurse", "roles": "analyst, lead"}

@@ -68,7 +68,7 @@ def require_admitted(mob: Mob, command: type[c.Command]) -> None:
 
 
 def refuse(mob: Mob, command: str, target: Phase, allowed: tuple[Phase, ...]) -> None:
-    """Raise InvalidTransition: for what is pending if the phase alone would admit the command, else for the phase."""
+    """Raise InvalidTransition: for what is pending, if anything is, else for the phase."""
     refusal = InvalidTransition(command, mob.phase, target, tuple(phase for phase in PHASES if phase in allowed))
     if mob.pending != "none":
         refusal.message = f"{command} is not legal: {_WHILE[mob.pending]}"
