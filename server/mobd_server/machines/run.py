@@ -233,7 +233,7 @@ def settle(
     """
     member = d.mob.members[run.member_id]
     cause = effective(run, cause)
-    backlog = bool(lane_of(member, run.inputs[0].lane))
+    backlog = bool(lane_of(member, run.inputs[0].lane)) or _returns(run, taken)
     # An agent that is lost with several runs was killed by one of them at most: only a run that was alone is counted as
     # its input's last attempt. The same attempt is made again, alone (`lanes.choose`).
     final = cause != "lost" or run.exclusive
@@ -284,6 +284,11 @@ def settle(
         )
     )
     return outcomes
+
+
+def _returns(run: Run, taken: Sequence[str]) -> bool:
+    """Whether a steered input comes back to the lane of the batch unharmed: it must not wait for what failed there."""
+    return run.inputs[0].lane == "steer" and any(one.canonical_input_id not in taken for one in run.steered or ())
 
 
 def _json(value: object) -> str:
