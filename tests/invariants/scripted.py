@@ -162,6 +162,17 @@ class Scripted:
         run: agents_pb2.StartRun = await self.next("start_run", **fields)
         return run
 
+    async def holds(self, member_id: str) -> agents_pb2.StartRun:
+        """Return the run of a member that it holds, as soon as it does, also from an earlier stream."""
+
+        def find() -> agents_pb2.StartRun | None:
+            return next((run for run in self.held.values() if run.member_id == member_id), None)
+
+        await self._changes.until(lambda: find() is not None, f"a run of {member_id}")
+        found = find()
+        assert found is not None
+        return found
+
     async def result(
         self,
         run: agents_pb2.StartRun,

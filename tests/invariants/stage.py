@@ -6,6 +6,7 @@ middle of its transaction, and starts it again on the same store.
 """
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -49,10 +50,14 @@ STEER = common_pb2.HANDLING_MODE_STEER
 # In the middle of its transaction the one connection that writes waits as long as the test wants it to.
 _SLOW = """
 CREATE TRIGGER slow AFTER {what} ON {table} BEGIN
-  SELECT count(*) FROM (WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000000000) SELECT x FROM n);
+  SELECT count(*) FROM (
+    WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000000000) SELECT x FROM n
+  );
 END
 """
-_OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
 
 
 class Stage:
@@ -95,7 +100,7 @@ class Stage:
 
     @asynccontextmanager
     async def doomed(self, table: TableName = "mobs") -> AsyncIterator[None]:
-        """Kill the server after the block, in the middle of a transaction that writes to `table`, and start it again."""
+        """Kill the server after the block, in the middle of what it writes to `table`, and start it again."""
         if self.world.url is None:
             what = "UPDATE" if table == "mobs" else "INSERT"
             await asyncio.to_thread(self._sqlite, _SLOW.format(what=what, table=table))
@@ -153,6 +158,14 @@ class Stage:
         except grpc.aio.AioRpcError as error:
             return error.code().name, reason(error)
         raise AssertionError(f"answered: {answer}")
+
+    async def spawn(self, member_id: str, initial: common_pb2.Content | None = None) -> members_pb2.Member:
+        """Spawn a member, with a prompt if `initial` is given."""
+        spec = members_pb2.MemberSpec(member_id=member_id, role=ROLE, initial_message=initial)
+        request = members_pb2.SpawnMemberRequest(mob_id=MOB, spec=spec)
+        member = (await self.ask(self.peer.members.SpawnMember, request)).member
+        assert isinstance(member, members_pb2.Member)
+        return member
 
     def delivery(self, member_id: str, input_id: str, **fields: Any) -> bridge_pb2.DeliverRequest:
         fields.setdefault("content", content(n=input_id))
@@ -277,10 +290,16 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(world: World, members: tuple[str, ...] = ("ada",), **settings: str) -> AsyncIterator[Stage]:
-    """A server with a running mob that has these members."""
+async def staged(
+    world: World, members: tuple[str, ...] = ("ada",), *, profile: dict[str, Any] | None = None, **settings: str
+) -> AsyncIterator[Stage]:
+    """A server with a running mob that has these members, all of one role; `profile` is what is special about it."""
     async with AsyncExitStack() as stack:
         served = await world.serve(**{**SETTINGS, **settings})
         peer = await world.peer(served)
-        await peer.create(members)
-        yield Stage(world, served, peer, stack)
+        stage = Stage(world, served, peer, stack)
+        definition = mobs_pb2.DefinitionDocument(json=json.dumps({"profiles": {ROLE: profile or {}}}))
+        await stage.ask(peer.mobs.CreateMob, mobs_pb2.CreateMobRequest(mob_id=MOB, definition=definition))
+        for member_id in members:
+            await stage.spawn(member_id)
+        yield stage

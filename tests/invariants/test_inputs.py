@@ -81,9 +81,7 @@ async def test_4_an_id_is_one_input_live_or_ended_before_and_after_kills_and_for
         await stage.crash()
         await repeated(stage, "live", live, terminal=True)
         assert (await stage.send("ada", "ended")).deduplicated.terminal
-        spec = members_pb2.MemberSpec(member_id="ada", role="worker")
-        spawn = members_pb2.SpawnMemberRequest(mob_id=MOB, spec=spec)
-        assert (await stage.ask(stage.peer.members.SpawnMember, spawn)).member.generation == 2
+        assert (await stage.spawn("ada")).generation == 2
         await agent.attach()
         await repeated(stage, "ended", ended, terminal=True)
         await agent.beat()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import sqlite3
 from contextlib import closing
+from typing import Any
 
 import grpc
 import psycopg
@@ -237,13 +238,16 @@ async def test_10_what_can_not_be_stored_did_not_happen_and_nothing_goes_on_from
 
 async def test_11_nobody_sees_an_end_before_it_is_durable(world: World) -> None:
     """While the commits of a retirement and a destruction are under way observers wait; a kill then undoes nothing that
-    anybody saw."""
+    anybody saw.
+    """
     async with staged(world, ("ada", "bob", "cleo")) as stage:
         agent = await stage.agent(serves=())
         await stage.event("executor_confirmed", count=3)
         await stage.deliver("cleo", "one")
         run = await agent.run()
-        bridge, ada, bob = stage.peer.bridge, {"mob_id": MOB, "member_id": "ada"}, {"mob_id": MOB, "member_id": "bob"}
+        bridge = stage.peer.bridge
+        ada: dict[str, Any] = {"mob_id": MOB, "member_id": "ada"}
+        bob: dict[str, Any] = {"mob_id": MOB, "member_id": "bob"}
         async with stage.doomed():
             calls = [
                 asyncio.ensure_future(bridge.Retire(bridge_pb2.RetireRequest(**ada), timeout=CALL_S)),
@@ -273,8 +277,7 @@ async def test_11_nobody_sees_an_end_before_it_is_durable(world: World) -> None:
 
 
 async def test_12_a_failed_attempt_runs_again_behind_the_others_and_the_third_gives_up(world: World) -> None:
-    """Attempts are kept over kills. A claimed cancel that nobody asked for is such a failure. Without others behind it
-    the failed input waits a second, and nobody runs it in the meantime."""
+    """Attempts are kept over kills. A claimed cancel that nobody asked for is such a failure."""
     async with staged(world) as stage:
         agent = await stage.agent()
         await stage.deliver("ada", "bad")
@@ -302,6 +305,11 @@ async def test_12_a_failed_attempt_runs_again_behind_the_others_and_the_third_gi
         assert (shown[-1].state, shown[-1].attempt) == (bridge_pb2.INPUT_STATE_ABANDONED, 3)
         assert shown[-1].reason.startswith("max_attempts_exhausted: 3 attempts failed")
 
+
+async def test_12_a_failed_attempt_with_nothing_behind_it_pauses_and_is_no_hot_loop(world: World) -> None:
+    """The pause is a time in the log: a second from the failure on, whatever happens to the server."""
+    async with staged(world) as stage:
+        agent = await stage.agent()
         await stage.deliver("ada", "alone")
         assert await agent.fail(await agent.run()) == REQUEUED
         await stage.crash()
