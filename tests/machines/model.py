@@ -7,7 +7,7 @@ only knows what a placement must never be, and when work must not be left waitin
 from typing import Any, Final
 
 from tests.machines.model_facts import Agent, Member
-from tests.machines.model_members import Members
+from tests.machines.model_operations import Operations
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
@@ -23,12 +23,14 @@ PHASE_AFTER: Final = {
 AFTER_DESTRUCTION: Final = ("member_respawned", "member_retiring", "member_retired")
 
 
-class Model(Members):
+class Model(Operations):
     """What a mob must be after the events that were applied."""
 
-    def begin(self, command: c.Command, connected: set[str]) -> None:
-        """A command is about to be carried out."""
+    def begin(self, command: c.Command, connected: set[str], acting: tuple[str, int] | None) -> None:
+        """A command is about to be carried out, perhaps by the agent of a run."""
         self.command, self.connected = command, set(connected)
+        self.actor = self.runs[acting[0]].member_id if acting is not None else ""
+        self.changed = set()
         member = self.members.get(getattr(command, "member_id", ""))
         self.had = self.holds(member) if member is not None else 0
 
@@ -37,6 +39,7 @@ class Model(Members):
         member = self.members.get(record.member_id or "")
         if member is not None and member.state == "destroyed":
             assert record.kind in AFTER_DESTRUCTION, "a destroyed runtime stays as it is"
+        self.follow_operations(record)
         getattr(self, f"_{record.kind}")(record.event, record)
 
     # Events of the mob.
@@ -122,6 +125,7 @@ class Model(Members):
         self._check_former(mob)
         self._check_lists(mob)
         self.check_inputs()
+        self.check_operations(mob)
         reports = {i: (one.inputs_abandoned, one.inputs_pending_drain) for i, one in mob.reports.items()}
         assert reports == self.reports
 
@@ -250,3 +254,12 @@ class Model(Members):
         assert len(agent.members) >= agent.max_members, f"{member_id} waits and {agent.host} has room"
         for other_id in agent.members:
             assert not self.is_idle(self.members[other_id]), f"{member_id} waits and {other_id} does nothing"
+
+    def check_rests(self) -> None:
+        """Everything that could run has run, and who was to leave has left."""
+        assert (self.pending, self.runs) == ("none", {})
+        for member_id, member in self.members.items():
+            assert not member.leaving, f"{member_id} stays"
+            assert not any(self.wakes(member, lane) for lane in member.lanes), f"{member_id} waits"
+            assert member.state == "active" or member.executor is None
+            assert (member.paused_until, member.drain_until) == (0, 0) or member.waiting

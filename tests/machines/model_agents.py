@@ -170,6 +170,17 @@ class Agents(Play):
             run_id, run = found
             self._report(c.LoseRun(run.attachment_id, run_id, run.fence, "silent"))
 
+    @rule(pick=picks, wrong=wrongs)
+    def progress(self, pick: int, wrong: str) -> None:
+        if (found := self._run(pick)) is None:
+            return
+        run_id, run = found
+        attachment_id = "att-0" if wrong == "agent" else run.attachment_id
+        before = self.mob.head
+        command = c.ReportRunProgress(attachment_id, run_id, run.fence - (wrong == "fence"), "half", 50)
+        answer = self.step(command)
+        assert (answer, self.mob.head) == (Done(not wrong), before + (not wrong))
+
     # What the hub does about cancels.
 
     @rule(pick=picks, stale=st.sampled_from([False, False, True]))

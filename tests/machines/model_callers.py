@@ -5,10 +5,20 @@ from typing import Any, Final
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from tests.machines.model_inputs import DATED
+from tests.machines.model_operations import STEPS
 from tests.machines.model_play import ROLES, Play, member_ids, picks, requests
 from tests.machines.stage import text
 
-from mobd_server.errors import InvalidTransition, MemberNotFound, RequestConflict, StaleFence
+from mobd_server.errors import (
+    InvalidTransition,
+    MemberNotFound,
+    OperationExists,
+    OperationNotFound,
+    OperationTransition,
+    PeerNotExpected,
+    RequestConflict,
+    StaleFence,
+)
 from mobd_server.machines import commands as c
 from mobd_server.machines.answers import (
     Accepted,
@@ -19,6 +29,7 @@ from mobd_server.machines.answers import (
     EnsuredMember,
     MemberView,
     MobReport,
+    OperationView,
     Rejected,
     Respawned,
     Retired,
@@ -54,10 +65,21 @@ forms: Final = st.one_of(
         st.sampled_from(["", "hush"]),
     ),
 )
+operation_ids: Final = st.sampled_from([f"o{n}" for n in range(8)])
 input_ids: Final = st.sampled_from([*(f"i{n}" for n in range(14)), DATED])
 fences: Final = st.sampled_from(["none", "none", "right", "generation", "token"])
 
 REFUSALS: Final = {"refused": InvalidTransition, "unknown": MemberNotFound, "stale": StaleFence}
+
+
+OPERATION_ANSWERS: Final[dict[str, type[Any]]] = {
+    **REFUSALS,
+    "exists": OperationExists,
+    "transition": OperationTransition,
+    "unknown operation": OperationNotFound,
+    "no peer": PeerNotExpected,
+    "ok": OperationView,
+}
 
 
 def outcome_of(answer: Any) -> str:
@@ -168,8 +190,10 @@ class Callers(Play):
             outcome = self.model.delivery(one)
             if known and outcome != "handling_mode_invalid":
                 outcome = "deduplicated"
+            elif one.input_id == DATED and pushed and (outcome == "accepted" or DATED in pushed):
+                outcome = "input_forgotten"
             elif outcome in ("deduplicated", "content_conflict") and one.input_id in pushed:
-                outcome = "input_forgotten" if one.input_id == DATED else "accepted"
+                outcome = "accepted"
             if outcome == "accepted":
                 taken.add((one.member_id, one.input_id))
             expected.append(outcome)
@@ -179,6 +203,47 @@ class Callers(Play):
         else:
             assert isinstance(answer, BatchDelivered)
             assert [outcome_of(one) for one in answer.outcomes] == expected
+
+    # Operations.
+
+    @rule(
+        operation_id=operation_ids,
+        owner=st.sampled_from(["", "", *ROLES, "nobody"]),
+        running=st.booleans(),
+        request_id=requests,
+        pick=picks,
+    )
+    def register(self, operation_id: str, owner: str, running: bool, request_id: str | None, pick: int) -> None:
+        acting = self.acting(pick)
+        stale = self._is_stale(acting)
+        command = c.RegisterOperation(operation_id, "tool", owner, running=running)
+        self.model.actor = self.model.runs[acting[0]].member_id if acting is not None else ""
+        expected = "stale" if stale else self.model.registering(command)
+        answer = self.step(command, request_id, acting)
+        if answer is None or isinstance(answer, RequestConflict):
+            return
+        assert isinstance(answer, OPERATION_ANSWERS[expected])
+
+    @rule(
+        operation_id=st.one_of(operation_ids, st.integers(0, 9)),
+        action=st.sampled_from([*STEPS, "provisioning_succeeded", "report_progress"]),
+        request_id=requests,
+    )
+    def move_operation(self, operation_id: str | int, action: Any, request_id: str | None) -> None:
+        if isinstance(operation_id, int):
+            # The operation of a member, perhaps of one that has left.
+            known = sorted(name for name, one in self.model.operations.items() if one.member_id)
+            operation_id = known[operation_id % len(known)] if known else "o0"
+        command = c.MoveOperation(operation_id, action, "further", 5)
+        expected = self.model.moving(command)
+        answer = self.step(command, request_id)
+        if answer is None or isinstance(answer, RequestConflict):
+            return
+        assert isinstance(answer, OPERATION_ANSWERS[expected])
+
+    @rule(owner=st.sampled_from(["", *ROLES]))
+    def terminate_owner(self, owner: str) -> None:
+        self.step(c.TerminateOwner(owner, "enough"))
 
     # Cancelling.
 

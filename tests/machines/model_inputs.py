@@ -19,6 +19,11 @@ def stamp_of(real: RealStamp) -> Stamp:
     return (real.boundary, real.execution, real.intent)
 
 
+def is_invalid(command: c.Deliver) -> bool:
+    """Whether a handling mode is given where none may be."""
+    return command.kind == "peer_response_progress" and command.handling_mode is not None
+
+
 def steers(command: c.Deliver) -> bool:
     """Whether an input goes into the steer lane."""
     if command.kind == "peer_response_progress":
@@ -45,7 +50,7 @@ class Inputs(Facts):
 
     def delivery(self, command: c.Deliver) -> str:
         """Return what must become of a delivery."""
-        if command.kind == "peer_response_progress" and command.handling_mode is not None:
+        if is_invalid(command):
             return "handling_mode_invalid"
         member = self.members.get(command.member_id)
         known: Member | Former | None = member or self.former.get(command.member_id)
@@ -60,7 +65,7 @@ class Inputs(Facts):
             return "not_ready"
         if command.fence_token not in (None, member.fence) or command.generation not in (None, member.generation):
             return "stale_fence"
-        if command.input_id == DATED and DATED_AT <= member.forgotten_at:
+        if command.input_id == DATED and member.forgotten_at >= DATED_AT:
             return "input_forgotten"
         return "accepted"
 
@@ -81,7 +86,8 @@ class Inputs(Facts):
             case c.Deliver():
                 return self.command
             case c.DeliverBatch(deliveries=many):
-                return next(one for one in many if (one.member_id, one.input_id) == (event.member_id, event.input_id))
+                same = [one for one in many if (one.member_id, one.input_id) == (event.member_id, event.input_id)]
+                return next(one for one in same if not is_invalid(one))
             case c.RespawnMember(initial_message=content):
                 assert content is not None
                 return c.Deliver(event.member_id, event.canonical_input_id, content, kind="prompt")

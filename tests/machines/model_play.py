@@ -1,5 +1,6 @@
 """How the commands of the property test are carried out, and what is watched after each."""
 
+import sys
 from typing import Any, Final
 
 import msgspec
@@ -69,7 +70,14 @@ class Play(RuleBasedStateMachine):
         """Let everybody be there from the beginning."""
 
     def teardown(self) -> None:
-        slices.SLICE_EVENTS = SLICES[-1]  # type: ignore[misc]
+        try:
+            if sys.exc_info()[0] is None:
+                self.rest()
+        finally:
+            slices.SLICE_EVENTS = SLICES[-1]  # type: ignore[misc]
+
+    def rest(self) -> None:
+        """Let what there is come to its end."""
 
     # How a command is carried out and watched.
 
@@ -122,7 +130,7 @@ class Play(RuleBasedStateMachine):
             assert state_bytes(self.mob) == before, "no event, no change"
         self.reactions = decided.reactions
         self.owed |= any(isinstance(one, Again) for one in self.reactions)
-        self._follow(command, decided, records)
+        self._follow(command, decided, records, acting)
         if request_id is not None and records and request_hash is not None:
             self.ledger[request_id] = (request_hash, self.now, records[-1].seq)
         return decided.answer
@@ -155,10 +163,12 @@ class Play(RuleBasedStateMachine):
         assert (decided.append, decided.reactions) == (None, [])
         return [record.payload for record in decided.would]
 
-    def _follow(self, command: c.Command, decided: Decided, records: list[Record]) -> None:
+    def _follow(
+        self, command: c.Command, decided: Decided, records: list[Record], acting: tuple[str, int] | None
+    ) -> None:
         """Let the model and the replayed state go along."""
         model = self.model
-        model.begin(command, self.connected)
+        model.begin(command, self.connected, acting)
         if isinstance(decided.answer, Attached):
             model.connected.add(decided.answer.attachment_id)
         held = set(model.runs)
@@ -168,6 +178,8 @@ class Play(RuleBasedStateMachine):
         self.connected = (model.connected if isinstance(command, c.Attach) else self.connected) & set(model.agents)
         assert state_bytes(self.replayed) == state_bytes(self.mob), "the log adds up to the state"
         model.check(self.mob)
+        rows = [one.operation_id for one in decided.append.operations] if decided.append is not None else []
+        assert sorted(rows) == sorted(model.changed), "what changed is written, each once"
         self._check_sent(decided.reactions, records)
         if isinstance(decided.answer, Attached) and decided.answer.resumed:
             self._check_reminded(decided.answer.attachment_id, held)

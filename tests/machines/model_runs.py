@@ -76,34 +76,28 @@ class Runs(Inputs):
 
     def _why(self, run: Run) -> str:
         """Return what ended a run, as the command says it."""
+        found = {
+            c.SettleRun: "result",
+            c.Decline: "released",
+            c.FenceOff: "error",
+            c.Wake: "error",
+            c.LoseRun: "lost",
+            c.RespawnMember: "retired",
+            c.DestroyRuntime: "destroyed",
+        }.get(type(self.command))
         match self.command:
-            case c.SettleRun():
-                return "result"
-            case c.FailRun(kind="released") | c.Decline():
-                return "released"
-            case c.FailRun(kind="error", retryable=False):
-                return "final"
-            case c.FailRun() | c.FenceOff():
-                return "error"
+            case c.FailRun(kind=kind, retryable=retryable):
+                found = "released" if kind == "released" else "error" if retryable else "final"
             case c.CancelUnsent():
-                return "error" if run.cancel else "released"
-            case c.LoseRun():
-                return "lost"
+                found = "error" if run.cancel else "released"
             case c.CloseAttachment(reason=reason):
-                return "lost" if reason == "lost" else "released"
-            case c.Wake():
-                return "error"
+                found = "lost" if reason == "lost" else "released"
             case c.Attach():
                 agent = self.agents[run.attachment_id]
                 if agent.incarnation == self.command.incarnation and agent.host == self.command.host_id:
                     assert run.resent == 2 or run.cancel, "what an agent came back without is sent again"
-                return "lost"
-            case c.RespawnMember():
-                return "retired"
-            case c.DestroyRuntime():
-                return "destroyed"
-            case _:
-                return {"destroy": "destroyed", "reset": "reset"}[self.pending]
+                found = "lost"
+        return found or {"destroy": "destroyed", "reset": "reset"}[self.pending]
 
     def cause(self, run: Run) -> str:
         """Return why a run ends; whoever asked to cancel it does not want its inputs to run again."""
@@ -115,7 +109,10 @@ class Runs(Inputs):
         cause = self.cause(run)
         command = self.command
         taken = command.steered if isinstance(command, c.SettleRun | c.FailRun) else []
-        backlog = bool(self.members[run.member_id].lanes[run.lane])
+        # What was steered in and not taken waits again, too.
+        backlog = bool(self.members[run.member_id].lanes[run.lane]) or (
+            run.lane == "steer" and any(one not in taken for one in run.steered)
+        )
         found = [(one, self._fate(cause, one, backlog=backlog, alone=run.exclusive), 0) for one in run.inputs]
         applied = 0
         for one in run.steered:

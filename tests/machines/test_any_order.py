@@ -9,7 +9,7 @@ from hypothesis.stateful import rule
 from tests.machines.model_agents import Agents
 from tests.machines.model_callers import Callers, Form, forms, input_ids
 from tests.machines.model_play import member_ids
-from tests.machines.stage import DAY, SECOND
+from tests.machines.stage import DAY, SECOND, role
 from tests.support.settings import setting
 
 from mobd_server.machines import commands as c
@@ -59,6 +59,29 @@ class MobLife(Callers, Agents):
         self.mob, self.replayed = self.replayed, self.mob
         self.connected.clear()
         self.step(c.Continue())
+
+    def rest(self) -> None:
+        """Give everybody a faithful agent and all the time they want: then nothing is left that could run."""
+        self.lazy = False
+        self.go_on()
+        if self.mob.phase in ("completed", "destroyed"):
+            return
+        if self.mob.phase != "running":
+            self.step(c.StartMob())
+        for attachment_id in sorted(self.model.agents):
+            self.connected.discard(attachment_id)
+            self.step(c.CloseAttachment(attachment_id, "detached"))
+        self.step(c.Attach("hz", "1", 2, 5, [role("analyst"), role("lead")]))
+        for _ in range(200):
+            self.confirm_all()
+            if self.model.runs:
+                self.finish(0, "", 0, 0)
+            elif self.mob.timers:
+                self.now = max(self.now, self.mob.timers[0][0])
+                self.step(c.Wake())
+            else:
+                break
+        self.model.check_rests()
 
     @rule()
     def load_snapshot(self) -> None:
