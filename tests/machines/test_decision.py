@@ -233,7 +233,7 @@ def drafted(stage: Stage, command: c.Command) -> Draft:
 
 
 # Commands whose examples append nothing, or are refused, in the mob of the next test.
-IDLE: Final = ("StartMob", "ResumeMob", "Interrupt")
+IDLE: Final = ("StartMob", "ResumeMob", "Interrupt", "HardCancel")
 
 
 def test_every_command_can_be_undone() -> None:
@@ -269,6 +269,7 @@ def test_every_command_can_be_undone() -> None:
         c.RespawnMember("c"),
         c.DestroyRuntime("b"),
         c.Interrupt("c"),
+        c.HardCancel("c", scene.run_of("c").run_id),
     ]
     for command in commands:
         before = state_bytes(scene.mob)
