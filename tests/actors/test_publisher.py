@@ -317,5 +317,5 @@ async def test_a_destruction_wakes_those_who_wait_for_it() -> None:
 
 
 async def test_every_kind_of_event_is_known_to_wake_or_not_to_wake() -> None:
-    quiet = {e.MobCreated, e.MemberSpawned, e.InputAccepted, e.RunResent}
+    quiet = {e.MobCreated, e.MemberSpawned, e.InputAccepted, e.RunCancelRequested, e.RunResent}
     assert set(KEYS) == set(e.EVENT_TYPES) - quiet

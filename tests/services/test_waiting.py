@@ -13,6 +13,7 @@ from mobd_server.machines import commands as c
 from mobd_server.services.bridge import LOOK_AGAIN_S, Bridge
 from mobd_server.services.events import BOOKMARK_S, Bookmark, EventFilter, Events, Start
 from mobd_server.services.inputs import InputView
+from mobd_server.services.members import Members
 from mobd_server.services.mobs import Mobs
 
 T = TypeVar("T")
@@ -213,3 +214,43 @@ async def test_who_waits_for_a_destruction_is_told_that_the_server_leaves() -> N
     world.publisher.close()
     with pytest.raises(Draining):
         await soon(destroying)
+
+
+async def test_who_waits_for_members_is_answered_by_events_or_by_the_clock_and_looks_no_other_time() -> None:
+    world = World()
+    actor = await world.create("m", "ada", "bob")
+    members = Members(world.registry, world.publisher, world.clock)
+    waiting = asyncio.ensure_future(members.wait("m", ["bob", "ada"], "ready", 30.0))
+    await settled(world)
+    # One look, and one timer for the end of the patience.
+    assert len(world.clock.planned) == 1
+    attachment_id = await world.confirm(actor, "ada")
+    await settled(world)
+    assert not waiting.done()
+    world.clock.advance(29.0)
+    await settled(world)
+    assert not waiting.done()
+    world.clock.advance(1.0)
+    assert await soon(waiting) == (["ada"], ["bob"])
+    again = asyncio.ensure_future(members.wait("m", [], "ready", 30.0))
+    await settled(world)
+    executor = actor.mob.members["bob"].executor
+    assert executor is not None
+    world.hold()
+    confirming = asyncio.ensure_future(actor.ask(c.Confirm(attachment_id, "bob", executor.fence), ANYBODY))
+    await settled(world)
+    # What is not durable is true for nobody.
+    assert not again.done()
+    world.writer.commit()
+    assert await soon(again) == (["ada", "bob"], [])
+    await soon(confirming)
+
+
+async def test_who_waits_for_members_is_told_that_the_server_leaves() -> None:
+    world = World()
+    await world.create("m", "ada")
+    waiting = asyncio.ensure_future(Members(world.registry, world.publisher, world.clock).wait("m", [], "final", 30.0))
+    await settled(world)
+    world.publisher.close()
+    with pytest.raises(Draining):
+        await soon(waiting)

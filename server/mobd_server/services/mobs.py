@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 from msgspec import Struct
 
@@ -38,10 +38,13 @@ class Created(Struct):
     reply: Reply
 
 
-class Done(Struct):
+Ended = TypeVar("Ended", bound=DestroyAnswer | MobReport)
+
+
+class Done(Struct, Generic[Ended]):
     """A command that works in slices and whose end is durable, or only what it would begin with."""
 
-    answer: DestroyAnswer | MobReport
+    answer: Ended
     cursor: int
     replayed: bool = False
     would: Sequence[Record] = ()
@@ -90,13 +93,13 @@ class Mobs:
         """Retire every member and then complete the mob; answers a MobReport, whose mob says whether that goes on."""
         return await self._ask(mob_id, CompleteMob(), call)
 
-    async def reset(self, mob_id: str, call: Call) -> Done:
+    async def reset(self, mob_id: str, call: Call) -> Done[MobReport]:
         """Empty a mob and start it anew; return when that is durable. Repeats join."""
         return await self._to_the_end(
             mob_id, ResetMob(), call, lambda mob: report(mob) if mob.pending != "reset" else None
         )
 
-    async def destroy(self, mob_id: str, call: Call, *, force: bool = False) -> Done:
+    async def destroy(self, mob_id: str, call: Call, *, force: bool = False) -> Done[DestroyAnswer]:
         """Destroy a mob; return when its last event is durable. Repeats join, or get the report of what was done.
 
         With `force` also one whose log can't be read: then without an event. Else that raises MobQuarantined.
@@ -141,14 +144,14 @@ class Mobs:
         return page, page_token(question, page[-1].mob_id if more else next_id)
 
     async def _to_the_end(
-        self, mob_id: str, command: Command, call: Call, end: Callable[[Mob], DestroyAnswer | MobReport | None]
-    ) -> Done:
+        self, mob_id: str, command: Command, call: Call, end: Callable[[Mob], Ended | None]
+    ) -> Done[Ended]:
         """Ask for what works in slices; return what `end` makes of the state as soon as that is not None."""
         actor = await self._registry.load(mob_id)
         watch = self._publisher.watch(mob_id)
         try:
             reply = await actor.ask(command, call)
-            answer = cast("DestroyAnswer | MobReport", reply.answer)
+            answer = cast("Ended", reply.answer)
             ended = answer.done if isinstance(answer, DestroyAnswer) else answer.mob.pending == "none"
             if ended or call.validate_only:
                 return Done(answer, reply.cursor, reply.replayed, reply.would)
@@ -160,12 +163,12 @@ class Mobs:
         finally:
             watch.close()
 
-    async def _destroy(self, mob_id: str, call: Call) -> Done:
+    async def _destroy(self, mob_id: str, call: Call) -> Done[DestroyAnswer]:
         return await self._to_the_end(
             mob_id, DestroyMob(), call, lambda mob: destroyed_answer(mob) if mob.phase == "destroyed" else None
         )
 
-    async def _unreadable(self, mob_id: str) -> Done:
+    async def _unreadable(self, mob_id: str) -> Done[DestroyAnswer]:
         """Return what is said of a mob that was destroyed without being read."""
         log = await self._store.head(mob_id)
         if log is None:

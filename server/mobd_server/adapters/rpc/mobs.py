@@ -6,7 +6,7 @@ from mobd.v1 import mobs_pb2
 from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc.convert_mobs import PHASE_NAMES, diagnostic_to, listing_to, mob_to, report_to
 from mobd_server.adapters.rpc.convert_would import would_append
-from mobd_server.machines.answers import DestroyAnswer, MobReport, MobView
+from mobd_server.machines.answers import MobReport, MobView
 from mobd_server.services.documents import Notation
 from mobd_server.services.mobs import Mobs
 
@@ -52,7 +52,7 @@ class MobServicer:
 
     async def destroy_mob(self, request: mobs_pb2.DestroyMobRequest, call: Call) -> mobs_pb2.DestroyMobResponse:
         destroyed = await self._mobs.destroy(request.mob_id, call, force=request.force)
-        answer = cast("DestroyAnswer", destroyed.answer)
+        answer = destroyed.answer
         return mobs_pb2.DestroyMobResponse(
             mob=mob_to(answer.mob),
             report=report_to(answer),
@@ -75,10 +75,9 @@ class MobServicer:
 
     async def reset_mob(self, request: mobs_pb2.ResetMobRequest, call: Call) -> mobs_pb2.ResetMobResponse:
         done = await self._mobs.reset(request.mob_id, call)
-        answer = cast("MobReport", done.answer)
         return mobs_pb2.ResetMobResponse(
-            mob=mob_to(answer.mob),
-            report=report_to(answer),
+            mob=mob_to(done.answer.mob),
+            report=report_to(done.answer),
             cursor=done.cursor,
             replayed=done.replayed,
             would_append=would_append(done.would),
