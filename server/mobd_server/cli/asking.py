@@ -77,7 +77,7 @@ async def _show_mobs(target: str | None, *, as_json: bool) -> None:
 
 async def _show_mob(target: str | None, mob_id: str, *, as_json: bool) -> None:
     async with mobd.Client(target, timeout=PATIENCE_S) as client:
-        members = [member async for member in client.list_members(mob_id)]
+        members = [member async for member in client.list_members(mob_id, include_retiring=True)]
         agents = [agent async for agent in client.list_agents(mob_id)]
     if as_json:
         _print_json([*members, *agents])
