@@ -68,6 +68,7 @@ _SERVICES: Final = (
     "EventService",
     "MemberService",
     "MobService",
+    "OperationService",
     "RunService",
     "AgentService",
     "ServerService",

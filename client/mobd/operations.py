@@ -13,8 +13,10 @@ from mobd.content import dump
 from mobd.ids import uuid7
 from mobd.v1 import operations_pb2
 
-# The longest that a server waits in one call.
-WAIT_S: Final = 60.0
+# One question waits this long at most, so that a connection that is cut off is noticed.
+WAIT_S: Final = 20.0
+# A question may name as many operations.
+WAIT_OPERATIONS: Final = 256
 
 
 class OperationCalls(Base):
@@ -56,26 +58,40 @@ class OperationCalls(Base):
         return await self._call(self._stubs.operations.ListCompletions, request, timeout)
 
     async def wait_operations(
-        self, mob_id: str, operation_ids: Iterable[str], *, timeout: float = WAIT_S
+        self, mob_id: str, operation_ids: Iterable[str], *, timeout: float = 60.0
     ) -> operations_pb2.WaitOperationsResponse:
         """Wait until all of the operations have ended, or `timeout` seconds are over; nothing is raised for the latter.
 
-        What has not ended is in `pending_operation_ids`.
+        Those that have ended are in `ended`, in the order of their names here; the others are in
+        `pending_operation_ids`. A wait goes on over restarts of the server.
         """
+        end = asyncio.get_running_loop().time() + timeout
+        names = list(dict.fromkeys(operation_ids))
+        ended: dict[str, operations_pb2.Operation] = {}
+        for at in range(0, len(names), WAIT_OPERATIONS):
+            ended.update(await self._wait_for(mob_id, names[at : at + WAIT_OPERATIONS], end))
+        return operations_pb2.WaitOperationsResponse(
+            ended=[ended[name] for name in names if name in ended],
+            pending_operation_ids=[name for name in names if name not in ended],
+        )
+
+    async def _wait_for(self, mob_id: str, names: list[str], end: float) -> dict[str, operations_pb2.Operation]:
         loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
-        names = list(operation_ids)
+        ended: dict[str, operations_pb2.Operation] = {}
         while True:
             left = max(0.0, end - loop.time())
             patience = Duration()
-            patience.FromMilliseconds(round(min(left, WAIT_S) * 1_000))
-            request = operations_pb2.WaitOperationsRequest(mob_id=mob_id, operation_ids=names, timeout=patience)
-            # The call itself may take longer than what it waits for.
+            patience.FromMicroseconds(round(min(WAIT_S, left) * 1_000_000))
+            request = operations_pb2.WaitOperationsRequest(
+                mob_id=mob_id, operation_ids=[name for name in names if name not in ended], timeout=patience
+            )
             answer: operations_pb2.WaitOperationsResponse = await self._call(
                 self._stubs.operations.WaitOperations, request, left + self._timeout
             )
-            if not answer.pending_operation_ids or end <= loop.time():
-                return answer
+            ended.update((one.operation_id, one) for one in answer.ended)
+            # What did not fit an answer is asked for whatever the time.
+            if not answer.pending_operation_ids or (end <= loop.time() and not answer.more):
+                return ended
 
     async def register_operation(
         self,
@@ -84,16 +100,21 @@ class OperationCalls(Base):
         *,
         operation_id: str | None = None,
         owner: str = "",
+        provisioning: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
         **how: Unpack[How],
     ) -> operations_pb2.RegisterOperationResponse:
-        """Register an operation of a tool that works in the background; its name is made up if it is not given."""
+        """Register an operation of a tool that works in the background; its name is made up if it is not given.
+
+        With `provisioning` it runs from `start_operation` on, else at once. Raise OperationExists if one has that name.
+        """
         request = operations_pb2.RegisterOperationRequest(
             mob_id=mob_id,
             operation_id=operation_id or uuid7(),
             display_name=display_name,
             owner=owner,
+            provisioning=provisioning,
             request_id=request_id or uuid7(),
             **how,
         )
@@ -108,7 +129,7 @@ class OperationCalls(Base):
         timeout: float | None = None,
         **how: Unpack[How],
     ) -> operations_pb2.StartOperationResponse:
-        """Say that a background operation runs now."""
+        """Say that a background operation that was provisioning runs now."""
         request = operations_pb2.StartOperationRequest(
             mob_id=mob_id, operation_id=operation_id, request_id=request_id or uuid7(), **how
         )
@@ -135,6 +156,26 @@ class OperationCalls(Base):
             **how,
         )
         return await self._call(self._stubs.operations.ReportProgress, request, timeout)
+
+    async def mark_peer_ready(
+        self,
+        mob_id: str,
+        operation_id: str,
+        handle: Any = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        **how: Unpack[How],
+    ) -> operations_pb2.MarkPeerReadyResponse:
+        """Say once that the peer of a member's operation can be spoken to; `handle`, any JSON value, says how."""
+        request = operations_pb2.MarkPeerReadyRequest(
+            mob_id=mob_id,
+            operation_id=operation_id,
+            peer_handle_json="" if handle is None else dump(handle),
+            request_id=request_id or uuid7(),
+            **how,
+        )
+        return await self._call(self._stubs.operations.MarkPeerReady, request, timeout)
 
     async def complete_operation(
         self,

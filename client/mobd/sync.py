@@ -127,6 +127,7 @@ class SyncClient:
     register_operation = _waits(Client.register_operation)
     start_operation = _waits(Client.start_operation)
     report_progress = _waits(Client.report_progress)
+    mark_peer_ready = _waits(Client.mark_peer_ready)
     complete_operation = _waits(Client.complete_operation)
     fail_operation = _waits(Client.fail_operation)
     cancel_operation = _waits(Client.cancel_operation)

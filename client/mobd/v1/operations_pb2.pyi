@@ -126,6 +126,7 @@ class Operation(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     COMPLETION_SEQ_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    WATCHERS_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     operation_id: _builtins.str
@@ -162,6 +163,8 @@ class Operation(_message.Message):
     """Its place among those that ended, from 1; 0 while it has not."""
     cursor: _builtins.int
     """The cursor of the event that changed it last."""
+    watchers: _builtins.int
+    """How many callers wait for its end at the server that answers; 0 once it has ended."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""
@@ -198,10 +201,11 @@ class Operation(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         completion_seq: _builtins.int = ...,
         cursor: _builtins.int = ...,
+        watchers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "create_time", b"create_time", "end_time", b"end_time", "progress_percent", b"progress_percent", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "completion_seq", b"completion_seq", "create_time", b"create_time", "cursor", b"cursor", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "is_error", b"is_error", "kind", b"kind", "member_id", b"member_id", "mob_id", b"mob_id", "operation_id", b"operation_id", "owner", b"owner", "peer_handle_json", b"peer_handle_json", "peer_ready", b"peer_ready", "progress_count", b"progress_count", "progress_message", b"progress_message", "progress_percent", b"progress_percent", "reason", b"reason", "result_json", b"result_json", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "completion_seq", b"completion_seq", "create_time", b"create_time", "cursor", b"cursor", "display_name", b"display_name", "end_time", b"end_time", "error", b"error", "is_error", b"is_error", "kind", b"kind", "member_id", b"member_id", "mob_id", b"mob_id", "operation_id", b"operation_id", "owner", b"owner", "peer_handle_json", b"peer_handle_json", "peer_ready", b"peer_ready", "progress_count", b"progress_count", "progress_message", b"progress_message", "progress_percent", b"progress_percent", "reason", b"reason", "result_json", b"result_json", "start_time", b"start_time", "status", b"status", "watchers", b"watchers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress_percent: _TypeAlias = _typing.Literal["progress_percent"]  # noqa: Y015
     _WhichOneofArgType__progress_percent: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent"]  # noqa: Y015
@@ -346,7 +350,7 @@ class WaitOperationsRequest(_message.Message):
     """The mob."""
     @_builtins.property
     def operation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The operations, each once."""
+        """The operations, each once. For none there is nothing to wait for."""
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
@@ -375,23 +379,27 @@ class WaitOperationsResponse(_message.Message):
 
     ENDED_FIELD_NUMBER: _builtins.int
     PENDING_OPERATION_IDS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """An answer holds 1 MiB of operations, and some that have ended did not fit: ask again for those that are pending."""
     @_builtins.property
     def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:
         """Those that have ended, in the order in which they were asked for."""
 
     @_builtins.property
     def pending_operation_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those that have not."""
+        """Those that have not, and those that did not fit: see more."""
 
     def __init__(
         self,
         *,
         ended: _abc.Iterable[Global___Operation] | None = ...,
         pending_operation_ids: _abc.Iterable[_builtins.str] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "pending_operation_ids", b"pending_operation_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "more", b"more", "pending_operation_ids", b"pending_operation_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -468,6 +476,7 @@ class RegisterOperationRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     ACTING_FIELD_NUMBER: _builtins.int
+    PROVISIONING_FIELD_NUMBER: _builtins.int
     mob_id: _builtins.str
     """The mob."""
     operation_id: _builtins.str
@@ -480,6 +489,8 @@ class RegisterOperationRequest(_message.Message):
     """The caller's key for this request."""
     validate_only: _builtins.bool
     """Decide, answer with what would be appended, and store nothing."""
+    provisioning: _builtins.bool
+    """It is still being prepared: it runs from StartOperation on, and takes no progress and no result before."""
     @_builtins.property
     def acting(self) -> _common_pb2.Acting:
         """The run as whose agent the caller acts; a run that is no longer in flight is refused as STALE_FENCE."""
@@ -494,10 +505,11 @@ class RegisterOperationRequest(_message.Message):
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         acting: _common_pb2.Acting | None = ...,
+        provisioning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "display_name", b"display_name", "mob_id", b"mob_id", "operation_id", b"operation_id", "owner", b"owner", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acting", b"acting", "display_name", b"display_name", "mob_id", b"mob_id", "operation_id", b"operation_id", "owner", b"owner", "provisioning", b"provisioning", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,7 +555,7 @@ Global___RegisterOperationResponse: _TypeAlias = RegisterOperationResponse  # no
 
 @_typing.final
 class StartOperationRequest(_message.Message):
-    """Says that an operation runs."""
+    """Says that an operation runs which was provisioning."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

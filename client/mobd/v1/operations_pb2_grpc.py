@@ -128,14 +128,14 @@ class OperationServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RegisterOperation(self, request, context):
-        """Registers an operation of a tool that works in the background; it is provisioning until it is started or ends.
+        """Registers an operation of a tool that works in the background; it runs at once, unless it is still provisioning.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StartOperation(self, request, context):
-        """Says that a background operation runs now.
+        """Says that a background operation that was provisioning runs now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,9 +46,9 @@ class OperationServiceStub:
     ListCompletions: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListCompletionsRequest, _operations_pb2.ListCompletionsResponse]
     """Lists operations in the order in which they ended, without a gap: go on after the last completion_seq."""
     RegisterOperation: _grpc.UnaryUnaryMultiCallable[_operations_pb2.RegisterOperationRequest, _operations_pb2.RegisterOperationResponse]
-    """Registers an operation of a tool that works in the background; it is provisioning until it is started or ends."""
+    """Registers an operation of a tool that works in the background; it runs at once, unless it is still provisioning."""
     StartOperation: _grpc.UnaryUnaryMultiCallable[_operations_pb2.StartOperationRequest, _operations_pb2.StartOperationResponse]
-    """Says that a background operation runs now."""
+    """Says that a background operation that was provisioning runs now."""
     ReportProgress: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ReportProgressRequest, _operations_pb2.ReportProgressResponse]
     """Reports how far an operation has come."""
     MarkPeerReady: _grpc.UnaryUnaryMultiCallable[_operations_pb2.MarkPeerReadyRequest, _operations_pb2.MarkPeerReadyResponse]
@@ -78,9 +78,9 @@ class OperationServiceAsyncStub(OperationServiceStub):
     ListCompletions: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListCompletionsRequest, _operations_pb2.ListCompletionsResponse]  # type: ignore[assignment]
     """Lists operations in the order in which they ended, without a gap: go on after the last completion_seq."""
     RegisterOperation: _aio.UnaryUnaryMultiCallable[_operations_pb2.RegisterOperationRequest, _operations_pb2.RegisterOperationResponse]  # type: ignore[assignment]
-    """Registers an operation of a tool that works in the background; it is provisioning until it is started or ends."""
+    """Registers an operation of a tool that works in the background; it runs at once, unless it is still provisioning."""
     StartOperation: _aio.UnaryUnaryMultiCallable[_operations_pb2.StartOperationRequest, _operations_pb2.StartOperationResponse]  # type: ignore[assignment]
-    """Says that a background operation runs now."""
+    """Says that a background operation that was provisioning runs now."""
     ReportProgress: _aio.UnaryUnaryMultiCallable[_operations_pb2.ReportProgressRequest, _operations_pb2.ReportProgressResponse]  # type: ignore[assignment]
     """Reports how far an operation has come."""
     MarkPeerReady: _aio.UnaryUnaryMultiCallable[_operations_pb2.MarkPeerReadyRequest, _operations_pb2.MarkPeerReadyResponse]  # type: ignore[assignment]
@@ -137,7 +137,7 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.RegisterOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.RegisterOperationResponse, _abc.Awaitable[_operations_pb2.RegisterOperationResponse]]:
-        """Registers an operation of a tool that works in the background; it is provisioning until it is started or ends."""
+        """Registers an operation of a tool that works in the background; it runs at once, unless it is still provisioning."""
 
     @_abc_1.abstractmethod
     def StartOperation(
@@ -145,7 +145,7 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.StartOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.StartOperationResponse, _abc.Awaitable[_operations_pb2.StartOperationResponse]]:
-        """Says that a background operation runs now."""
+        """Says that a background operation that was provisioning runs now."""
 
     @_abc_1.abstractmethod
     def ReportProgress(

@@ -308,6 +308,10 @@ class RegisterOperation(Command, gc=False):
     # Of a member's life: the member.
     member_id: str = ""
     expect_peer_channel: bool = False
+    # It runs already: nothing has to be prepared.
+    running: bool = False
+    # The store knows one of that name, which ended so long ago that the state does not.
+    taken: bool = False
 
 
 class MoveOperation(Command, gc=False):

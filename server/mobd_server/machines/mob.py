@@ -5,6 +5,7 @@ import msgspec
 from mobd_server.errors import MobExists
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
+from mobd_server.machines import operation
 from mobd_server.machines.admission import refuse
 from mobd_server.machines.answers import MobView
 from mobd_server.machines.draft import Draft
@@ -150,5 +151,6 @@ def retire_all_finished(mob: Mob, undo: Undo, record: Record, event: e.RetireAll
 def destroyed(mob: Mob, undo: Undo, record: Record, event: e.MobDestroyed) -> None:
     """Evolve: the mob is gone for good."""
     moved("destroy", mob, undo)
+    operation.mob_ended(mob, undo, record)
     mob.pending = "none"
     mob.inputs_abandoned = event.inputs_abandoned

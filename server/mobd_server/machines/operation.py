@@ -6,40 +6,37 @@ it needs none of its own. Ends are counted, so that their feed has no gap; the n
 in the store.
 """
 
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Raw
 
 from mobd_server.errors import (
     MemberNotFound,
-    OperationAmbiguous,
     OperationExists,
-    OperationLimit,
     OperationNotFound,
     OperationTransition,
-    PeerNotExpected,
 )
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.admission import require_admitted
 from mobd_server.machines.answers import Done, OperationView
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.operation_table import LIVE_STATUSES, TABLE, Action
+from mobd_server.machines.operation_table import (
+    LIVE_STATUSES,
+    TABLE,
+    Action,
+    is_live,
+    live_of,
+    require_legal,
+    require_no_other,
+    require_owner,
+    require_peer,
+    require_room,
+)
 from mobd_server.machines.records import OperationRow, Record
 from mobd_server.machines.state import NOTHING, OPERATIONS_KEPT, Member, Mob, Operation, OperationStatus
 from mobd_server.machines.undo import Undo
-
-# Live background operations of one owner, and of a whole mob.
-LIVE_OF_OWNER: Final = 256
-LIVE: Final = 10_000
-# What one decision ends stays in memory until a later one: as many events ago may an operation have ended.
-KEPT_EVENTS: Final = 2_000
-
-
-def is_live(operation: Operation) -> bool:
-    """Whether the operation has not ended."""
-    return operation.status in LIVE_STATUSES
 
 
 def view(operation: Operation) -> OperationView:
@@ -70,36 +67,11 @@ def view(operation: Operation) -> OperationView:
 
 
 def rows(d: Draft) -> list[OperationRow]:
-    """Return the rows of the operations that this decision changed, each once, as they are at its end."""
-    mob = d.mob
-    changed: dict[str, None] = {}
-    for record in d.records:
-        event = record.event
-        if isinstance(event, _NAMES_IT):
-            changed[event.operation_id] = None
-        elif isinstance(event, _MOVES_ITS_MEMBERS):
-            member = mob.members.get(event.member_id)
-            if member is not None:
-                changed[member.operation_id] = None
-    for operation_id in reversed(mob.completed):
-        if mob.operations[operation_id].updated_seq <= d.base:
-            break
-        changed[operation_id] = None
-    found = (mob.operations.get(operation_id) for operation_id in changed)
-    return [_row(one) for one in found if one is not None and one.updated_seq > d.base]
+    """Return the rows of the operations that this decision changed, each once, as they are at its end.
 
-
-_NAMES_IT: Final = (
-    e.MemberSpawned
-    | e.MemberRespawned
-    | e.OperationRegistered
-    | e.OperationStarted
-    | e.OperationPeerReady
-    | e.OperationProgressed
-    | e.OperationRetiring
-    | e.OperationEnded
-)
-_MOVES_ITS_MEMBERS: Final = e.ExecutorConfirmed | e.RuntimeRetired
+    Every change touches its operation first, so that also those are found that have left the state since.
+    """
+    return [_row(operation) for operation in d.undo.touched(Operation)]
 
 
 def _row(operation: Operation) -> OperationRow:
@@ -121,14 +93,14 @@ def _row(operation: Operation) -> OperationRow:
 
 
 def register_operation(d: Draft, command: c.RegisterOperation) -> OperationView:
-    """Register an operation; it is provisioning. A member has at most one that lives.
+    """Register an operation; it is provisioning, or runs at once. A member has at most one that lives.
 
     Without an owner it belongs to the member for whose run the caller acts, else to the mob.
     """
     mob = d.mob
     require_admitted(mob, c.RegisterOperation)
     owner = command.owner or acting_member(d)
-    if command.operation_id in mob.operations:
+    if command.taken or command.operation_id in mob.operations:
         raise OperationExists(
             f"mob '{mob.mob_id}' has an operation '{command.operation_id}' already",
             {"mob_id": mob.mob_id, "operation_id": command.operation_id},
@@ -139,9 +111,10 @@ def register_operation(d: Draft, command: c.RegisterOperation) -> OperationView:
                 f"mob '{mob.mob_id}' has no member '{member_id}'", {"mob_id": mob.mob_id, "member_id": member_id}
             )
     if command.kind == "mob_member_child":
-        _require_no_other(mob, command)
+        require_no_other(mob, command)
     else:
-        _require_room(mob, owner)
+        require_owner(mob, owner)
+        require_room(mob, owner)
     d.emit(
         e.OperationRegistered(
             command.operation_id,
@@ -153,6 +126,8 @@ def register_operation(d: Draft, command: c.RegisterOperation) -> OperationView:
         ),
         command.member_id or owner or None,
     )
+    if command.running:
+        d.emit(e.OperationStarted(command.operation_id), command.member_id or owner or None)
     return view(mob.operations[command.operation_id])
 
 
@@ -160,31 +135,6 @@ def acting_member(d: Draft) -> str:
     """Return the member for whose run the caller acts; empty if it acts for none."""
     acting = d.context.acting
     return d.mob.runs[acting[0]].member_id if acting is not None else ""
-
-
-def _require_no_other(mob: Mob, command: c.RegisterOperation) -> None:
-    other = live_of(mob, mob.members[command.member_id]) if command.member_id in mob.members else None
-    if other is not None:
-        raise OperationAmbiguous(
-            f"member '{command.member_id}' has the operation '{other.operation_id}', which lives: "
-            "with a second one nobody could tell which is meant",
-            {"member_id": command.member_id, "operation_ids": f"{other.operation_id},{command.operation_id}"},
-        )
-
-
-def _require_room(mob: Mob, owner: str) -> None:
-    live = len(mob.owned.get(owner, ()))
-    if live >= LIVE_OF_OWNER:
-        raise OperationLimit(
-            f"'{owner or mob.mob_id}' has {live} operations that live: at most {LIVE_OF_OWNER} may",
-            {"owner": owner, "limit": str(LIVE_OF_OWNER), "active": str(live)},
-        )
-    live = sum(map(len, mob.owned.values()))
-    if live >= LIVE:
-        raise OperationLimit(
-            f"mob '{mob.mob_id}' has {live} operations that live: at most {LIVE} may",
-            {"limit": str(LIVE), "active": str(live)},
-        )
 
 
 def move_operation(d: Draft, command: c.MoveOperation) -> OperationView:
@@ -198,44 +148,21 @@ def move_operation(d: Draft, command: c.MoveOperation) -> OperationView:
             {"mob_id": mob.mob_id, "operation_id": command.operation_id},
         )
     if command.action == "peer_ready":
-        _require_peer(operation)
+        require_peer(operation)
     elif operation.member_id and command.action != "report_progress":
         raise OperationTransition(
             f"operation '{operation.operation_id}' is the life of member '{operation.member_id}' and ends with it: "
             "retire the member",
-            {"operation_id": operation.operation_id, "status": operation.status, "action": command.action},
-        )
-    _require_legal(operation, command.action)
-    d.emit(_step(operation, command), operation.member_id or operation.owner or None)
-    return view(operation)
-
-
-def _require_peer(operation: Operation) -> None:
-    if operation.kind != "mob_member_child" or not operation.expect_peer_channel:
-        raise PeerNotExpected(
-            f"operation '{operation.operation_id}' is a {operation.kind} that expects no peer",
-            {"operation_id": operation.operation_id, "kind": operation.kind},
-        )
-    if operation.peer_ready:
-        raise OperationTransition(
-            f"operation '{operation.operation_id}' is peer-ready already: that happens once",
-            {"operation_id": operation.operation_id, "status": operation.status, "action": "peer_ready"},
-        )
-
-
-def _require_legal(operation: Operation, action: Action) -> None:
-    if (action, operation.status) not in TABLE:
-        allowed = ", ".join(sorted({name for name, status in TABLE if status == operation.status}))
-        raise OperationTransition(
-            f"{action} is not legal: operation '{operation.operation_id}' is {operation.status}; "
-            f"legal: {allowed or 'nothing, it has ended'}",
             {
                 "operation_id": operation.operation_id,
                 "status": operation.status,
-                "action": action,
-                "allowed": allowed,
+                "action": command.action,
+                "allowed": "peer_ready, report_progress" if operation.status in ("running", "retiring") else "",
             },
         )
+    require_legal(operation, command.action)
+    d.emit(_step(operation, command), operation.member_id or operation.owner or None)
+    return view(operation)
 
 
 def _step(operation: Operation, command: c.MoveOperation) -> e.Event:
@@ -282,12 +209,6 @@ def run_progress(d: Draft, command: c.ReportRunProgress) -> Done:
         run.run_id,
     )
     return Done()
-
-
-def live_of(mob: Mob, member: Member) -> Operation | None:
-    """Return the one operation of a member that lives, or None; nothing is made up for a member that has none."""
-    operation = mob.operations.get(member.operation_id)
-    return operation if operation is not None and is_live(operation) else None
 
 
 # What the member's own events do to its operation; called by their evolve functions.
@@ -355,6 +276,13 @@ def ended(
         _end(mob, undo, record, mob.operations[operation_id], "terminated", reason=why)
 
 
+def mob_ended(mob: Mob, undo: Undo, record: Record) -> None:
+    """The mob is destroyed: nobody can move what still lives, so it ends."""
+    for owner in sorted(mob.owned):
+        for operation_id in list(mob.owned.get(owner, ())):
+            _end(mob, undo, record, mob.operations[operation_id], "terminated", reason="the mob was destroyed")
+
+
 # Evolve.
 
 
@@ -384,6 +312,8 @@ def registered(mob: Mob, undo: Undo, record: Record, event: e.OperationRegistere
 def _add(mob: Mob, undo: Undo, operation: Operation) -> None:
     if operation.operation_id in mob.operations:
         raise ValueError(f"operation {operation.operation_id} was registered twice")
+    # Nothing of it is to be restored, but its row is to be written.
+    undo.touch(operation)
     undo.put(mob.operations, operation.operation_id, operation)
     if operation.kind == "background_tool":
         if operation.owner not in mob.owned:
@@ -483,10 +413,6 @@ def _end(
         undo.splice(live, at, at + 1, ())
         if not live:
             undo.drop(mob.owned, operation.owner)
-    while len(mob.completed) > OPERATIONS_KEPT:
-        oldest = mob.completed[0]
-        if mob.operations[oldest].updated_seq > record.seq - KEPT_EVENTS:
-            # Its row may still have to be written with this decision.
-            return
-        undo.drop(mob.operations, oldest)
+    if len(mob.completed) > OPERATIONS_KEPT:
+        undo.drop(mob.operations, mob.completed[0])
         undo.splice(mob.completed, 0, 1, ())

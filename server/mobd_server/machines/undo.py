@@ -48,6 +48,10 @@ class Undo:
             before = part.__copy__()  # type: ignore[attr-defined]  # msgspec has it and its stubs do not
             self._log.append((_restore, (part, before)))
 
+    def touched(self, kind: type[T]) -> list[T]:
+        """Return the parts of a type that were touched, each once, in the order of their first touches."""
+        return [what[0] for inverse, what in self._log if inverse is _restore and type(what[0]) is kind]
+
     def put(self, container: dict[K, V], key: K, value: V) -> None:
         """Set `container[key]`."""
         self._log.append((_unput, (container, key, container.get(key, _ABSENT))))

@@ -26,7 +26,7 @@ STATUSES: Final[dict[OperationStatus, operations_pb2.OperationStatus.ValueType]]
 STATUS_NAMES: Final[dict[int, OperationStatus]] = {number: name for name, number in STATUSES.items()}
 
 
-def operation_to(view: OperationView, mob_id: str) -> operations_pb2.Operation:
+def operation_to(view: OperationView, mob_id: str, watchers: int = 0) -> operations_pb2.Operation:
     """Return an operation as callers see it."""
     return operations_pb2.Operation(
         mob_id=mob_id,
@@ -50,4 +50,5 @@ def operation_to(view: OperationView, mob_id: str) -> operations_pb2.Operation:
         end_time=time_to(view.ended_at),
         completion_seq=view.completion_seq,
         cursor=view.updated_seq,
+        watchers=watchers,
     )

@@ -25,7 +25,7 @@ class OperationServicer:
 
     async def get_operation(self, request: pb.GetOperationRequest, _: Call) -> pb.GetOperationResponse:
         view = await self._operations.get(request.mob_id, request.operation_id)
-        return pb.GetOperationResponse(operation=operation_to(view, request.mob_id))
+        return pb.GetOperationResponse(operation=self._show(view, request.mob_id))
 
     async def list_operations(self, request: pb.ListOperationsRequest, _: Call) -> pb.ListOperationsResponse:
         wanted = OperationFilter(
@@ -35,27 +35,31 @@ class OperationServicer:
             STATUS_NAMES.get(request.status),
         )
         page, token = await self._operations.page(request.mob_id, wanted, request.page_size, request.page_token)
-        operations = [operation_to(view, request.mob_id) for view in page]
+        operations = [self._show(view, request.mob_id) for view in page]
         return pb.ListOperationsResponse(operations=operations, next_page_token=token)
 
     async def wait_operations(self, request: pb.WaitOperationsRequest, _: Call) -> pb.WaitOperationsResponse:
         patience_s = request.timeout.ToMilliseconds() / 1_000
-        ended, pending = await self._operations.wait(request.mob_id, list(request.operation_ids), patience_s)
+        waited = await self._operations.wait(request.mob_id, list(request.operation_ids), patience_s)
         return pb.WaitOperationsResponse(
-            ended=[operation_to(view, request.mob_id) for view in ended], pending_operation_ids=pending
+            ended=[self._show(view, request.mob_id) for view in waited.ended],
+            pending_operation_ids=waited.pending,
+            more=waited.more,
         )
 
     async def list_completions(self, request: pb.ListCompletionsRequest, _: Call) -> pb.ListCompletionsResponse:
         page, watermark = await self._operations.completions(request.mob_id, request.after_seq, request.limit)
-        operations = [operation_to(view, request.mob_id) for view in page]
+        operations = [self._show(view, request.mob_id) for view in page]
         return pb.ListCompletionsResponse(operations=operations, watermark=watermark)
 
     async def register_operation(
         self, request: pb.RegisterOperationRequest, call: Call
     ) -> pb.RegisterOperationResponse:
-        command = RegisterOperation(request.operation_id, request.display_name, request.owner)
+        command = RegisterOperation(
+            request.operation_id, request.display_name, request.owner, running=not request.provisioning
+        )
         reply = await self._operations.register(request.mob_id, command, call)
-        return _changed(pb.RegisterOperationResponse, request.mob_id, reply)
+        return self._changed(pb.RegisterOperationResponse, request.mob_id, reply)
 
     async def start_operation(self, request: pb.StartOperationRequest, call: Call) -> pb.StartOperationResponse:
         command = MoveOperation(request.operation_id, "provisioning_succeeded")
@@ -86,19 +90,22 @@ class OperationServicer:
         return await self._move(pb.CancelOperationResponse, request, command, call)
 
     async def _move(self, response: type[R], request: Any, command: MoveOperation, call: Call) -> R:
-        return _changed(response, request.mob_id, await self._operations.move(request.mob_id, command, call))
+        return self._changed(response, request.mob_id, await self._operations.move(request.mob_id, command, call))
+
+    def _changed(self, response: type[R], mob_id: str, reply: Reply) -> R:
+        make: Any = response
+        changed: R = make(
+            operation=self._show(cast("OperationView", reply.answer), mob_id),
+            cursor=reply.cursor,
+            replayed=reply.replayed,
+            would_append=would_append(reply.would),
+        )
+        return changed
+
+    def _show(self, view: OperationView, mob_id: str) -> pb.Operation:
+        watchers = 0 if view.completion_seq else self._operations.watchers(mob_id, view.operation_id)
+        return operation_to(view, mob_id, watchers)
 
 
 def _json(text: str) -> Raw:
     return json_from(text) if text else NOTHING
-
-
-def _changed(response: type[R], mob_id: str, reply: Reply) -> R:
-    make: Any = response
-    changed: R = make(
-        operation=operation_to(cast("OperationView", reply.answer), mob_id),
-        cursor=reply.cursor,
-        replayed=reply.replayed,
-        would_append=would_append(reply.would),
-    )
-    return changed
