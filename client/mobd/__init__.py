@@ -76,6 +76,7 @@ from mobd.errors import (
 from mobd.ids import uuid7
 from mobd.members import Waited
 from mobd.output import CancelFlag
+from mobd.states import MobState
 from mobd.sync import SyncClient
 from mobd.turn import Abandon, Session, Turn, TurnInput
 from mobd.v1.bridge_pb2 import ExternalEvent, Input, PeerRequest, PeerResponse
@@ -145,6 +146,7 @@ __all__ = [
     "MobNotFound",
     "MobQuarantined",
     "MobReloading",
+    "MobState",
     "NotFound",
     "NotReady",
     "OperationAmbiguous",

@@ -17,6 +17,7 @@ from mobd.ids import uuid7
 from mobd.members import MemberCalls
 from mobd.mobs import MobCalls
 from mobd.operations import OperationCalls
+from mobd.states import MobState, read_state
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, runs_pb2, server_pb2
 from mobd.watches import AgentEventWatch, EventWatch
 
@@ -128,6 +129,14 @@ class Client(MobCalls, MemberCalls, BridgeCalls, OperationCalls):
         """Yield what the agents of a mob, or of one of its members, put out while they run; nothing of it is stored."""
         request = events_pb2.WatchAgentEventsRequest(mob_id=mob_id, member_id=member_id or "")
         return AgentEventWatch(self._watch_agents, request)
+
+    async def get_state(
+        self, mob_id: str, *, at_cursor: int | None = None, log_id: str = "", timeout: float | None = None
+    ) -> MobState:
+        """Return the whole state of a mob: now, or as it was after the event at `at_cursor`."""
+        request = events_pb2.GetStateRequest(mob_id=mob_id, at_cursor=at_cursor, log_id=log_id)
+        patience = self._timeout if timeout is None else timeout
+        return await read_state(self.target, lambda: self._stubs.events.GetState(request), patience)
 
     async def server_info(self, *, timeout: float | None = None) -> server_pb2.GetServerInfoResponse:
         """Return version, limits and mode of the server."""
