@@ -62,7 +62,12 @@ _LONG: Final = (
     "MobService/DeleteMob",
     "MemberService/SpawnMembers",
 )
-_STREAMS: Final = ("BridgeService/WatchInput", "EventService/WatchEvents", "EventService/WatchAgentEvents")
+_STREAMS: Final = (
+    "BridgeService/WatchInput",
+    "EventService/WatchEvents",
+    "EventService/WatchAgentEvents",
+    "EventService/GetState",
+)
 _SERVICES: Final = (
     "BridgeService",
     "EventService",

@@ -25,18 +25,18 @@ class MobState:
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-async def read_state(target: str, open_call: Callable[[], Any], timeout: float) -> MobState:
+async def read_state(target: str, open_call: Callable[[], Any], patience_s: float) -> MobState:
     """Read a state to its end; one that breaks is read from its beginning."""
     state = MobState()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(patience_s):
             async for answer in calls.stream(open_call):
                 if answer.WhichOneof("part") == "header":
                     state = _begun(answer.header)
                 for section in answer.sections.sections:
                     state.parts.setdefault(section.kind, {})[section.id] = load(section.value_json)
     except TimeoutError:
-        message = f"the state was not read from {target} within {timeout:g} s"
+        message = f"the state was not read from {target} within {patience_s:g} s"
         raise DeadlineExceeded(message) from None
     return state
 

@@ -137,4 +137,5 @@ class SyncClient:
     poll_events = _waits(Client.poll_events)
     watch_events = _iterates(Client.watch_events)
     watch_agent_events = _iterates(Client.watch_agent_events)
+    get_state = _waits(Client.get_state)
     server_info = _waits(Client.server_info)

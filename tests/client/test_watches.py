@@ -129,3 +129,32 @@ async def test_a_watch_that_can_not_go_on_says_why(peer: Peer, end: Refusal, kin
         assert (await anext(watch)).seq == 1
         with pytest.raises(kind):
             await anext(watch)
+
+
+def header(cursor: int) -> events_pb2.GetStateResponse:
+    return events_pb2.GetStateResponse(header=events_pb2.StateHeader(cursor=cursor, head=9, log_id="log-1"))
+
+
+def sections(*parts: tuple[str, str, str]) -> events_pb2.GetStateResponse:
+    found = [events_pb2.StateSection(kind=kind, id=name, value_json=value) for kind, name, value in parts]
+    return events_pb2.GetStateResponse(sections=events_pb2.StateSections(sections=found))
+
+
+async def test_a_state_that_breaks_is_read_from_its_beginning(peer: Peer) -> None:
+    script = peer.script("GetState")
+    script.will(
+        [header(3), sections(("mob", MOB, '{"head":3}'), ("member", "gone", "{}")), CUT],
+        [header(4), sections(("mob", MOB, '{"head":4}')), sections(("member", "ada", '{"role":"lead"}'))],
+    )
+    async with mobd.Client(peer.target) as client:
+        state = await client.get_state(MOB, at_cursor=4)
+    assert (state.cursor, state.head, state.log_id) == (4, 9, "log-1")
+    assert state.parts == {"mob": {MOB: {"head": 4}}, "member": {"ada": {"role": "lead"}}}
+    assert [one.at_cursor for one in script.requests] == [4, 4]
+
+
+async def test_a_state_that_takes_too_long_is_given_up(peer: Peer) -> None:
+    peer.script("GetState").will([header(3), asyncio.Event()])
+    async with mobd.Client(peer.target) as client:
+        with pytest.raises(mobd.DeadlineExceeded):
+            await client.get_state(MOB, timeout=0.2)
