@@ -164,9 +164,9 @@ class Scene(Stage):
         return name
 
     def ran(self, member_id: str = "a") -> list[list[str]]:
-        """Finish the member's runs one by one and return the batches."""
+        """Finish the member's runs one by one, until it has none or has left, and return the batches."""
         batches: list[list[str]] = []
-        while self.member(member_id).run_id is not None:
+        while (member := self.mob.members.get(member_id)) is not None and member.run_id is not None:
             batches.append(self.batch(member_id))
             self.settle(self.run_of(member_id))
         return batches
