@@ -255,7 +255,7 @@ class Peer:
         }
         streams = {
             "mobd.v1.BridgeService": ("WatchInput",),
-            "mobd.v1.EventService": ("WatchEvents", "WatchAgentEvents"),
+            "mobd.v1.EventService": ("WatchEvents", "WatchAgentEvents", "GetState"),
         }
         for service in sorted({*unary, *streams}):
             handlers = {name: self._unary(service, name) for name in unary.get(service, ())}
