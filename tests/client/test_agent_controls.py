@@ -43,8 +43,12 @@ async def acknowledged(link: Link, control_id: str) -> Any:
 async def test_an_interrupt_sets_the_flag_calls_the_hook_once_and_ends_no_turn(peer: Peer) -> None:
     hook = Hook()
 
+    begun = threading.Event()
+
     async def polite(ctx: mobd.Turn) -> str:
         assert not ctx.cancelled
+        ctx.check_cancelled()
+        begun.set()
         await ctx.cancelled.wait()
         assert ctx.cancelled
         ctx.check_cancelled()
@@ -52,6 +56,7 @@ async def test_an_interrupt_sets_the_flag_calls_the_hook_once_and_ends_no_turn(p
 
     async with serving(peer, polite, hook=hook) as link:
         await link.run("run-1")
+        assert await asyncio.to_thread(begun.wait, WAIT_S)
         link.cancel("run-1", "ctl-1")
         assert await acknowledged(link, "ctl-1") == OK
         failed = await link.hear("run_failed")

@@ -107,6 +107,8 @@ async def test_what_was_steered_into_a_run_and_taken_shares_its_fate(peer: Speak
         one, two = [(await agent.next("steer_run")).steer_run for _ in range(2)]
         assert (one.run_id, one.executor_fence, one.member_id) == (run.run_id, run.executor_fence, "ada")
         assert [each.inputs[0].input_id for each in (one, two)] == ["s1", "s2"]
+        listed = (await peer.agents.ListAgents(pb.ListAgentsRequest(mob_id="m"))).agents
+        assert [each.capabilities for each in listed] == [STEERS]
         taken = one.inputs[0].canonical_input_id
         if succeeds:
             result = pb.RunResult(run_id=run.run_id, executor_fence=run.executor_fence, output_json="1")

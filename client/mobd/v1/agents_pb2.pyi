@@ -1738,6 +1738,7 @@ class Agent(_message.Message):
     MAX_MEMBERS_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     ATTACH_TIME_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     attachment_id: _builtins.str
     """The attachment."""
     host_id: _builtins.str
@@ -1764,6 +1765,10 @@ class Agent(_message.Message):
     def attach_time(self) -> _timestamp_pb2.Timestamp:
         """When it attached."""
 
+    @_builtins.property
+    def capabilities(self) -> Global___Capabilities:
+        """What it can do."""
+
     def __init__(
         self,
         *,
@@ -1778,10 +1783,11 @@ class Agent(_message.Message):
         max_members: _builtins.int = ...,
         members: _builtins.int = ...,
         attach_time: _timestamp_pb2.Timestamp | None = ...,
+        capabilities: Global___Capabilities | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "capabilities", b"capabilities"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "attachment_id", b"attachment_id", "capacity", b"capacity", "connectivity", b"connectivity", "draining", b"draining", "host_id", b"host_id", "incarnation", b"incarnation", "max_members", b"max_members", "members", b"members", "runs", b"runs", "serves", b"serves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "attachment_id", b"attachment_id", "capabilities", b"capabilities", "capacity", b"capacity", "connectivity", b"connectivity", "draining", b"draining", "host_id", b"host_id", "incarnation", b"incarnation", "max_members", b"max_members", "members", b"members", "runs", b"runs", "serves", b"serves"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

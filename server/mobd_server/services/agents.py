@@ -22,6 +22,7 @@ class AgentView(Struct):
     attached_at: int
     connected: bool
     draining: bool
+    steers: bool
 
 
 class Agents:
@@ -53,6 +54,7 @@ class Agents:
                     attached_at=one.at,
                     connected=hub.connectivity(mob_id, one.attachment_id) == "connected",
                     draining=hub.is_draining(mob_id, one.attachment_id),
+                    steers=one.steers,
                 )
                 for one in found[:limit]
             ]

@@ -235,4 +235,5 @@ def agent_to(view: AgentView) -> agents_pb2.Agent:
         max_members=view.max_members,
         members=view.members,
         attach_time=time_to(view.attached_at),
+        capabilities=agents_pb2.Capabilities(steer=view.steers),
     )
