@@ -8,7 +8,7 @@ middle of its transaction, and starts it again on the same store.
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import Any, Literal
 
@@ -120,6 +120,12 @@ class Stage:
     def _sqlite(self, statement: str) -> None:
         with closing(sqlite3.connect(self.served.data / "mobd.db", isolation_level=None, timeout=10)) as connection:
             connection.execute(statement)
+
+    async def broken(self, *calls: Awaitable[Any]) -> None:
+        """Check that calls ended with the server, and that their callers were told nothing but that."""
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(outcome, grpc.aio.AioRpcError), f"answered: {outcome}"
+            assert outcome.code() == grpc.StatusCode.UNAVAILABLE
 
     async def decided(self, member_id: str) -> None:
         """Return when the mob has decided something that is not durable: reads wait for it."""
