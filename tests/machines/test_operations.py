@@ -149,14 +149,12 @@ def test_a_peer_is_ready_once_and_only_where_one_is_expected() -> None:
 
 def test_an_end_says_how_and_counts() -> None:
     stage = Stage()
-    for place, (name, action, more) in enumerate(
-        [
-            ("a", "complete", {"result": Raw(b'{"n":1}'), "is_error": True}),
-            ("b", "fail", {"message": "broken"}),
-            ("c", "cancel", {"message": "unwanted"}),
-        ],
-        1,
-    ):
+    steps: list[tuple[str, str, dict[str, Any]]] = [
+        ("a", "complete", {"result": Raw(b'{"n":1}'), "is_error": True}),
+        ("b", "fail", {"message": "broken"}),
+        ("c", "cancel", {"message": "unwanted"}),
+    ]
+    for place, (name, action, more) in enumerate(steps, 1):
         stage.do(c.RegisterOperation(name, name))
         move(stage, "provisioning_succeeded", name)
         ended = move(stage, action, name, **more)
@@ -177,24 +175,87 @@ def test_progress_counts_and_keeps_the_newest() -> None:
 def test_the_oldest_ends_leave_memory_in_order_and_live_ones_never() -> None:
     stage = Stage()
     stage.do(c.RegisterOperation("lives", "lives"))
-    for number in range(1_000):
-        name = f"op-{number:04}"
+    names = [f"op-{number:03}" for number in range(300)]
+    for at, name in enumerate(names, 1):
         stage.do(c.RegisterOperation(name, name))
         move(stage, "cancel", name)
-    kept = stage.mob.completed
-    # What ended within the last 2,000 events stays: its row may belong to the decision that is being made.
-    assert kept == [f"op-{number:04}" for number in range(1_000 - len(kept), 1_000)]
-    stage.do(c.RegisterOperation("x", "x"))
-    assert stage.mob.completions == 1_000
-    assert set(stage.mob.operations) == {*kept, "lives", "x"}
-    move(stage, "provisioning_succeeded", "x")
-    for _ in range(2_100):
-        stage.do(c.MoveOperation("x", "report_progress"))
-    move(stage, "complete", "x")
-    assert len(stage.mob.completed) == 256
-    assert stage.mob.completed[-1] == "x"
-    assert "lives" in stage.mob.operations
+        assert stage.mob.completed == names[max(0, at - 256) : at]
+    assert stage.mob.completions == 300
+    assert set(stage.mob.operations) == {*names[-256:], "lives"}
+    with pytest.raises(OperationNotFound):
+        move(stage, "cancel", names[0])
     assert state_bytes(stage.replayed()) == state_bytes(stage.mob)
+
+
+def test_what_leaves_memory_in_the_decision_that_ends_it_is_stored_like_all_others() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    for owner, number in product(("a", "b"), range(256)):
+        stage.do(c.RegisterOperation(f"{owner}-{number:03}", "tool", owner=owner))
+    ended: list[int | None] = []
+    stage.do(c.ResetMob())
+    assert stage.append is not None
+    ended += [one.completion_seq for one in stage.append.operations]
+    # Two lives and 512 tools, of which no more than 256 can be in memory.
+    assert sorted(filter(None, ended)) == list(range(1, 515))
+    assert len(stage.mob.completed) == len(stage.mob.operations) == 256
+    assert state_bytes(stage.replayed()) == state_bytes(stage.mob)
+
+
+def test_a_refused_decision_brings_back_what_left_memory() -> None:
+    stage = Stage()
+    for number in range(257):
+        stage.do(c.RegisterOperation(f"op-{number}", "tool", running=number == 256))
+        if number < 256:
+            move(stage, "cancel", f"op-{number}")
+    before = state_bytes(stage.mob)
+    context = c.Context(stage.now, stage.ids, stage.connected, validate_only=True)
+    decided = decide(stage.mob, c.MoveOperation("op-256", "complete"), context, 1)
+    assert [record.kind for record in decided.would] == ["operation_ended"]
+    assert state_bytes(stage.mob) == before
+
+
+def test_one_that_needs_no_preparation_runs_at_once() -> None:
+    stage = Stage()
+    shown = stage.do(c.RegisterOperation("op", "tool", running=True), OperationView)
+    assert stage.kinds == ["operation_registered", "operation_started"]
+    assert (shown.status, shown.started_at) == ("running", stage.now)
+
+
+def test_a_name_that_only_the_store_knows_is_taken_but_a_repeated_request_is_answered() -> None:
+    stage = Stage()
+    stage.decide(c.RegisterOperation("op", "tool"), request_id="r", request_hash="h")
+    seq = stage.mob.head
+    with pytest.raises(OperationExists):
+        stage.do(c.RegisterOperation("old", "tool", taken=True))
+    assert (
+        stage.decide(c.RegisterOperation("op", "tool", taken=True), request_id="r", request_hash="h").replay_seq == seq
+    )
+
+
+def test_a_destroyed_mob_has_no_operation_that_lives() -> None:
+    stage = Stage()
+    stage.spawn("a")
+    for owner in ("", "a"):
+        stage.do(c.RegisterOperation(f"of-{owner}", "tool", owner=owner))
+    stage.do(c.DestroyMob())
+    assert {one.status for one in stage.mob.operations.values()} == {"aborted", "terminated"}
+    assert stage.mob.operations["of-"].reason == "the mob was destroyed"
+    assert stage.mob.owned == {}
+    assert stage.append is not None
+    assert sorted(one.completion_seq or 0 for one in stage.append.operations) == [1, 2, 3]
+    assert state_bytes(stage.replayed()) == state_bytes(stage.mob)
+
+
+def test_a_destroyed_member_owns_nothing_new() -> None:
+    stage = Stage()
+    stage.spawn("a")
+    stage.do(c.DestroyRuntime("a"))
+    with pytest.raises(OperationTransition) as refused:
+        stage.do(c.RegisterOperation("op", "tool", owner="a"))
+    assert refused.value.details["status"] == "destroyed"
+    stage.do(c.RespawnMember("a"))
+    stage.do(c.RegisterOperation("op", "tool", owner="a"))
 
 
 def test_an_owner_and_a_mob_have_so_many_at_a_time() -> None:
