@@ -208,8 +208,23 @@ def finish(d: Draft, *, everything: bool = False) -> None:
             return
         if not count_waiting(member):
             _drained(d, member)
-        elif member.executor is None and not member.drain_until and mob.phase == "running" and not place(d, member):
-            d.emit(e.DrainSuspended(member_id, d.context.now + DRAIN_US), member_id)
+        elif member.executor is None and not member.drain_until and mob.phase == "running":
+            _go_on_elsewhere(d, member)
+
+
+def _go_on_elsewhere(d: Draft, member: Member) -> None:
+    # The agent that has just lost it, or did not want it, is not asked in the same breath.
+    if not place(d, member, avoid=_lost_by(d, member.member_id)):
+        d.emit(e.DrainSuspended(member.member_id, d.context.now + DRAIN_US), member.member_id)
+
+
+def _lost_by(d: Draft, member_id: str) -> str | None:
+    """Return the agent that the member lost last in this decision."""
+    for record in reversed(d.records):
+        event = record.event
+        if isinstance(event, e.ExecutorReleased | e.ExecutorLost) and event.member_id == member_id:
+            return event.attachment_id
+    return None
 
 
 def _touched(d: Draft) -> list[str]:
