@@ -235,9 +235,10 @@ class Model(Operations):
                 assert len(agent.runs) >= agent.capacity or alone or asks_to_be_alone, f"{member_id} could run"
         self.connected = set(connected)
         for run_id, run in self.runs.items():
-            # What waited already when the run began keeps its turn.
-            waits = [self.inputs[one].order >= run.since for one in self.members[run.member_id].lanes["steer"]]
-            assert not (all(waits) and self.may_be_steered(run)), f"{run_id} could take in what waits"
+            # What waited already when the run began keeps its turn, and so does what only drains.
+            waits = [self.inputs[one] for one in self.members[run.member_id].lanes["steer"]]
+            came = all(one.order >= run.since for one in waits) and any(one.drives for one in waits)
+            assert not (came and self.may_be_steered(run)), f"{run_id} could take in what waits"
 
     def _check_drains(self, member: Member) -> None:
         if member.run is not None:

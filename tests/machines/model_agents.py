@@ -108,7 +108,7 @@ class Agents(Play):
 
     # What agents say of runs.
 
-    def _run(self, pick: int) -> tuple[str, Run] | None:
+    def run_in_flight(self, pick: int) -> tuple[str, Run] | None:
         runs = sorted(self.model.runs.items())
         return runs[pick % len(runs)] if runs else None
 
@@ -120,7 +120,7 @@ class Agents(Play):
 
     @rule(pick=picks, wrong=wrongs, messages=st.integers(0, 2), taken=st.integers(0, 3))
     def finish(self, pick: int, wrong: str, messages: int, taken: int) -> None:
-        if (found := self._run(pick)) is None:
+        if (found := self.run_in_flight(pick)) is None:
             return
         run_id, run = found
         count = self.mob.members[run.member_id].message_count + messages
@@ -152,7 +152,7 @@ class Agents(Play):
         wrong=wrongs,
     )
     def fail(self, pick: int, kind: str, taken: int, wrong: str) -> None:
-        if (found := self._run(pick)) is None:
+        if (found := self.run_in_flight(pick)) is None:
             return
         run_id, run = found
         attachment_id = "att-0" if wrong == "agent" else run.attachment_id
@@ -166,13 +166,13 @@ class Agents(Play):
 
     @rule(pick=picks)
     def lose(self, pick: int) -> None:
-        if (found := self._run(pick)) is not None:
+        if (found := self.run_in_flight(pick)) is not None:
             run_id, run = found
             self._report(c.LoseRun(run.attachment_id, run_id, run.fence, "silent"))
 
     @rule(pick=picks, wrong=wrongs)
     def progress(self, pick: int, wrong: str) -> None:
-        if (found := self._run(pick)) is None:
+        if (found := self.run_in_flight(pick)) is None:
             return
         run_id, run = found
         attachment_id = "att-0" if wrong == "agent" else run.attachment_id
@@ -186,7 +186,7 @@ class Agents(Play):
     @rule(pick=picks, stale=st.sampled_from([False, False, True]))
     def take_back(self, pick: int, stale: bool) -> None:
         """A run that is to be cancelled was never sent."""
-        if (found := self._run(pick)) is not None:
+        if (found := self.run_in_flight(pick)) is not None:
             run_id, run = found
             answer = self.step(c.CancelUnsent(run.attachment_id, run_id, run.fence - stale))
             assert answer == Done(not stale)
@@ -194,8 +194,10 @@ class Agents(Play):
     @rule(pick=picks, wrong=st.sampled_from(["", "", "", "fence", "control"]))
     def fence_off(self, pick: int, wrong: str) -> None:
         """An agent did not acknowledge a hard cancel."""
-        if (found := self._run(pick)) is not None:
-            run_id, run = found
+        hard = [found for found in sorted(self.model.runs.items()) if found[1].cancel == "hard"]
+        runs = hard or sorted(self.model.runs.items())
+        if runs:
+            run_id, run = runs[pick % len(runs)]
             control_id = "ctl-0" if wrong == "control" else run.control_id
             fence = run.fence - (wrong == "fence")
             answer = self.step(c.FenceOff(run.attachment_id, run_id, fence, control_id, "silent"))

@@ -52,11 +52,11 @@ KINDS: Final[tuple[Kind, ...]] = (
 # Kind, handling mode, wake, supersession key, intent.
 Form = tuple[Kind, Lane | None, bool, str | None, str]
 PLAIN: Final[Form] = ("peer_message", None, True, None, "")
+STEER: Final[Form] = ("peer_message", "steer", True, None, "")
 
-modes: Final = st.sampled_from(["none", "none", "queue", "steer", "steer"])
 forms: Final = st.one_of(
     st.just(PLAIN),
-    st.just(("peer_message", "steer", True, None, "")),
+    st.just(STEER),
     st.tuples(
         st.sampled_from(KINDS),
         st.sampled_from([None, None, "queue", "steer", "steer"]),
@@ -65,7 +65,7 @@ forms: Final = st.one_of(
         st.sampled_from(["", "hush"]),
     ),
 )
-operation_ids: Final = st.sampled_from([f"o{n}" for n in range(8)])
+operation_ids: Final = st.sampled_from([f"o{n}" for n in range(5)])
 input_ids: Final = st.sampled_from([*(f"i{n}" for n in range(14)), DATED])
 fences: Final = st.sampled_from(["none", "none", "right", "generation", "token"])
 
@@ -143,6 +143,11 @@ class Callers(Play):
         self.step(c.SpawnMembers([c.MemberSpec(member_id, of) for member_id, of in ROLES.items()]))
 
     # Delivering.
+
+    def fresh_id(self) -> str:
+        """Return an input id that was never used."""
+        self.fresh += 1
+        return f"f{self.fresh}"
 
     def delivery(self, member_id: str, input_id: str, words: str, fence: str, form: Form) -> c.Deliver:
         generation, token = self.fence(member_id, fence)
@@ -241,9 +246,10 @@ class Callers(Play):
             return
         assert isinstance(answer, OPERATION_ANSWERS[expected])
 
-    @rule(owner=st.sampled_from(["", *ROLES]))
-    def terminate_owner(self, owner: str) -> None:
-        self.step(c.TerminateOwner(owner, "enough"))
+    @rule(owner=st.sampled_from(["", *ROLES]), sure=st.integers(0, 3))
+    def terminate_owner(self, owner: str, sure: int) -> None:
+        if sure == 3:
+            self.step(c.TerminateOwner(owner, "enough"))
 
     # Cancelling.
 

@@ -43,7 +43,7 @@ class Play(RuleBasedStateMachine):
     @initialize(
         start=st.sampled_from([True, True, True, False]),
         slice_events=st.sampled_from(SLICES),
-        staffed=st.booleans(),
+        staffed=st.sampled_from([True, True, True, False]),
     )
     def begin(self, start: bool, slice_events: int, staffed: bool) -> None:
         self.mob, self.replayed = new_mob("mob"), new_mob("mob")
@@ -59,6 +59,7 @@ class Play(RuleBasedStateMachine):
         self.results: list[c.SettleRun] = []
         self.ledger: dict[str, tuple[str, int, int]] = {}
         self.steps = 0
+        self.fresh = 0
         # Small slices end in the midst of things; the bound is a constant of the server.
         slices.SLICE_EVENTS = slice_events  # type: ignore[misc]
         profiles = {name: Profile(name, silent_intents=SILENT[name], run_timeout_s=TIMEOUTS[name]) for name in TIMEOUTS}

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 from tests.machines.model_agents import Agents
-from tests.machines.model_callers import Callers, Form, forms, input_ids
-from tests.machines.model_play import member_ids
+from tests.machines.model_callers import STEER, Callers, Form, forms, input_ids
+from tests.machines.model_play import member_ids, picks
 from tests.machines.stage import DAY, SECOND, role
 from tests.support.settings import setting
 
@@ -28,12 +28,12 @@ class MobLife(Callers, Agents):
         self.attach("h0", anew=False, terms=2, holds=False, confirms=True)
 
     @rule(
-        many=st.lists(st.tuples(member_ids, input_ids, forms), min_size=2, max_size=8),
+        many=st.lists(st.tuples(member_ids, st.one_of(input_ids, st.none()), forms), min_size=2, max_size=8),
         ends=st.lists(st.sampled_from(["finish", "finish", "finish", "error", "lost"]), max_size=8),
     )
-    def work(self, many: list[tuple[str, str, Form]], ends: list[str]) -> None:
+    def work(self, many: list[tuple[str, str | None, Form]], ends: list[str]) -> None:
         """Deliver, and let agents do what they are for."""
-        self.deliver_batch(many)
+        self.deliver_batch([(member_id, known or self.fresh_id(), form) for member_id, known, form in many])
         self.confirm_all()
         for n, end in enumerate(ends):
             if end == "finish":
@@ -43,7 +43,74 @@ class MobLife(Callers, Agents):
             else:
                 self.lose(n)
 
+    @rule(many=st.lists(st.tuples(member_ids, forms), min_size=1, max_size=8), batch=st.booleans())
+    def load_up(self, many: list[tuple[str, Form]], batch: bool) -> None:
+        """Deliver what was never delivered before, and let it be under way."""
+        self.confirm_all()
+        fresh = [(member_id, self.fresh_id(), form) for member_id, form in many]
+        if batch:
+            self.deliver_batch(fresh)
+        else:
+            for member_id, input_id, form in fresh:
+                self.deliver(member_id, input_id, "x", "none", form)
+
+    @rule(pick=picks, count=st.integers(1, 3), form=forms)
+    def steer(self, pick: int, count: int, form: Form) -> None:
+        """Deliver to a member whose run is in flight, mostly what goes into it."""
+        if (found := self.run_in_flight(pick)) is not None:
+            for n in range(count):
+                self.deliver(found[1].member_id, self.fresh_id(), "x", "none", STEER if n else form)
+
+    @rule(pick=picks, obeys=st.booleans(), taken=st.integers(0, 2))
+    def give_in(self, pick: int, obeys: bool, taken: int) -> None:
+        """The agent of a run that is to be cancelled ends it, or brings its result just so."""
+        asked = sorted(run_id for run_id, run in self.model.runs.items() if run.cancel)
+        if asked:
+            at = sorted(self.model.runs).index(asked[pick % len(asked)])
+            if obeys:
+                self.fail(at, "cancelled", taken, "")
+            else:
+                self.finish(at, "", 1, taken)
+
+    @rule(
+        pick=picks,
+        taken=st.integers(0, 3),
+        how=st.sampled_from(["finish", "finish", "finish", "error", "final", "released", "cancelled"]),
+    )
+    def take_in(self, pick: int, taken: int, how: str) -> None:
+        """A run into which something was steered ends, and the handler had looked at some of it."""
+        runs = sorted(self.model.runs)
+        steered = [run_id for run_id in runs if self.model.runs[run_id].steered]
+        if not steered:
+            return
+        at = runs.index(steered[pick % len(steered)])
+        if how == "finish":
+            self.finish(at, "", 0, taken)
+        else:
+            self.fail(at, how, taken, "")
+
+    @rule(pick=picks, how=st.sampled_from(["retire", "retire", "runtime", "interrupt", "respawn", "destroy"]))
+    def end_busy(self, pick: int, how: str) -> None:
+        """End a member whose run is in flight."""
+        if (found := self.run_in_flight(pick)) is None:
+            return
+        member_id = found[1].member_id
+        if how == "respawn":
+            self.respawn(member_id, "right", initial=True, request_id=None)
+        elif how == "destroy":
+            self.destroy_runtime(member_id, "right", None)
+        else:
+            self.retire(member_id, "right", how == "runtime", how == "interrupt", None)
+
     # What time and the server do.
+
+    @rule()
+    def due(self) -> None:
+        """The next thing that the clock is looked at for is due."""
+        if self.mob.timers:
+            self.now = max(self.now, self.mob.timers[0][0])
+            self.step(c.Wake())
+            assert all(at > self.now for at, _, _ in self.mob.timers)
 
     @rule(passed=st.sampled_from([0, SECOND // 2, SECOND, 10 * SECOND, 10 * SECOND, 20 * SECOND, 60 * SECOND, DAY + 1]))
     def wake(self, passed: int) -> None:
