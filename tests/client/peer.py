@@ -252,6 +252,7 @@ class Peer:
         unary = {
             "mobd.v1.BridgeService": ("Deliver", "DeliverBatch", "GetInput"),
             "mobd.v1.MobService": ("CreateMob", "GetMob", "ListMobs"),
+            "mobd.v1.OperationService": ("WaitOperations", "RegisterOperation", "MarkPeerReady"),
         }
         streams = {
             "mobd.v1.BridgeService": ("WatchInput",),

@@ -164,7 +164,7 @@ class Operation(_message.Message):
     cursor: _builtins.int
     """The cursor of the event that changed it last."""
     watchers: _builtins.int
-    """How many callers wait for its end at the server that answers; 0 once it has ended."""
+    """In answers to reads: how many callers wait for its end at the server that answers; 0 once it has ended."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was registered."""

@@ -59,7 +59,7 @@ class OperationServicer:
             request.operation_id, request.display_name, request.owner, running=not request.provisioning
         )
         reply = await self._operations.register(request.mob_id, command, call)
-        return self._changed(pb.RegisterOperationResponse, request.mob_id, reply)
+        return _changed(pb.RegisterOperationResponse, request.mob_id, reply)
 
     async def start_operation(self, request: pb.StartOperationRequest, call: Call) -> pb.StartOperationResponse:
         command = MoveOperation(request.operation_id, "provisioning_succeeded")
@@ -90,17 +90,7 @@ class OperationServicer:
         return await self._move(pb.CancelOperationResponse, request, command, call)
 
     async def _move(self, response: type[R], request: Any, command: MoveOperation, call: Call) -> R:
-        return self._changed(response, request.mob_id, await self._operations.move(request.mob_id, command, call))
-
-    def _changed(self, response: type[R], mob_id: str, reply: Reply) -> R:
-        make: Any = response
-        changed: R = make(
-            operation=self._show(cast("OperationView", reply.answer), mob_id),
-            cursor=reply.cursor,
-            replayed=reply.replayed,
-            would_append=would_append(reply.would),
-        )
-        return changed
+        return _changed(response, request.mob_id, await self._operations.move(request.mob_id, command, call))
 
     def _show(self, view: OperationView, mob_id: str) -> pb.Operation:
         watchers = 0 if view.completion_seq else self._operations.watchers(mob_id, view.operation_id)
@@ -109,3 +99,15 @@ class OperationServicer:
 
 def _json(text: str) -> Raw:
     return json_from(text) if text else NOTHING
+
+
+def _changed(response: type[R], mob_id: str, reply: Reply) -> R:
+    make: Any = response
+    changed: R = make(
+        # Without those who wait: a stored answer is the same whoever waits now.
+        operation=operation_to(cast("OperationView", reply.answer), mob_id),
+        cursor=reply.cursor,
+        replayed=reply.replayed,
+        would_append=would_append(reply.would),
+    )
+    return changed
