@@ -62,8 +62,11 @@ async def test_a_result_that_comes_first_is_stored() -> None:
     world = HubWorld()
     agent, start = await running(world)
     await interrupt(world)
+    (cancel,) = agent.take(a.SendCancel)
     await agent.say(result(start))
+    await agent.say(f.ControlAck(cancel.control_id, "not_running"))
     assert [one.state for one in await settlements(world)] == ["committed"]
+    assert [one.disposition for one in agent.take(a.SendSettled)] == ["committed"]
 
 
 async def test_a_claim_of_a_cancel_that_nobody_asked_for_is_a_failed_attempt() -> None:
@@ -237,6 +240,8 @@ async def test_a_run_that_was_not_sent_yet_is_taken_back_with_its_cancel() -> No
     assert not [frame for frame in waiting if isinstance(frame, a.SendStartRun | a.SendCancel)]
     await world.elapse(TERMS.accept_s + 2)
     assert len(await settlements(world)) == 1
+    agent.connection.acknowledge()
+    assert await agent.connection.take() == [f.HeartbeatAck()]
 
 
 async def test_what_is_taken_back_leaves_the_member_free_for_its_next_input() -> None:

@@ -206,7 +206,13 @@ async def test_progress_that_can_not_be_stored_now_holds_nobody_up_and_is_stored
     await ticks()
     await agent.say(f.Heartbeat([ada.run_id]))
     await agent.say(progress(ada, "a1"), progress(ada, "a2"))
+    assert watcher.bodies()[-2:] == [b"a1", b"a2"]
+    # What waits outlives another reading of the log.
+    await world.fail_store()
+    await world.mend_store()
+    await world.registry.load("m")
+    await ticks()
+    await agent.say(f.Heartbeat([ada.run_id]))
     await world.elapse(3)
     assert await stored(world) == ["a1", "a2"]
-    assert watcher.bodies()[-2:] == [b"a1", b"a2"]
     watcher.reading.cancel()

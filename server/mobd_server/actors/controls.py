@@ -44,7 +44,8 @@ class Controls:
         if found is None:
             return
         run_id, cancel = found
-        if ack.result == "failed" and cancel.due is not None:
+        if ack.result == "failed":
+            # Its mob fences nobody off for an interrupt.
             self._fence_off(presence, run_id, cancel, ack.message or "its agent can't end it")
             return
         cancel.due = None

@@ -246,7 +246,6 @@ class Crew:
     def evicted(self) -> None:
         """The mob is not in memory: what its agents say now is not decided, and they are asked for it later."""
         self.transcripts = Transcripts()
-        self.progress.forget()
         self.connected.clear()
         for presence in self.presences.values():
             presence.forget()

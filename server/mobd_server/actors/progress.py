@@ -55,12 +55,10 @@ class Progress:
         self._show(attachment_id, frame)
 
     def flush(self, run_id: str) -> None:
-        """Have what waits of a run stored now, for it ends."""
+        """Have what waits of a run stored now, for it ends; what can't be stored now is lost with the run."""
         for pause in self._pauses.values():
             if pause.held is not None and pause.held.run_id == run_id:
                 self._store(pause)
-                # If that was not possible, the run ends without it.
-                pause.held = None
 
     def expire(self) -> None:
         """Store what has waited for long enough."""
@@ -72,10 +70,6 @@ class Progress:
                 del self._pauses[member_id]
             else:
                 self._store(pause)
-
-    def forget(self) -> None:
-        """Forget what waits: its mob is not in memory."""
-        self._pauses.clear()
 
     def _store(self, pause: _Pause) -> None:
         if pause.held is not None and self._shared.tell(self._mob_id, pause.held, call=pause.call):
