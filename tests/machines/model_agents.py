@@ -181,6 +181,42 @@ class Agents(Play):
         answer = self.step(command)
         assert (answer, self.mob.head) == (Done(not wrong), before + (not wrong))
 
+    @rule(pick=st.integers(0, 40), kind=st.sampled_from(["settle", "fail", "lose", "progress", "unsent", "off"]))
+    def haunt(self, pick: int, kind: str) -> None:
+        """Something is said of a run that is over, perhaps by an agent that is gone."""
+        over = [one for one in self.started if one[1] not in self.model.runs]
+        if not over:
+            return
+        attachment_id, run_id, fence = over[-1 - pick % len(over)]
+        head = self.mob.head
+        if kind == "settle":
+            known = self.model.receipts.get(run_id)
+            self._report(c.SettleRun(attachment_id, run_id, fence, Raw(b"null"), known[1] if known else b"other"))
+        elif kind == "fail":
+            self._report(c.FailRun(attachment_id, run_id, fence, "cancelled", "late"))
+        elif kind == "lose":
+            self._report(c.LoseRun(attachment_id, run_id, fence, "late"))
+        else:
+            late: dict[str, c.Command] = {
+                "progress": c.ReportRunProgress(attachment_id, run_id, fence, "late", 99),
+                "unsent": c.CancelUnsent(attachment_id, run_id, fence),
+                "off": c.FenceOff(attachment_id, run_id, fence, "ctl-1", "late"),
+            }
+            assert self._one(late[kind]) == Done(changed=False)
+        assert self.mob.head == head, "the dead change nothing"
+
+    @rule(pick=st.integers(0, 40), declines=st.booleans())
+    def haunt_member(self, pick: int, declines: bool) -> None:
+        """An agent speaks for a member that was taken from it."""
+        now = [one.executor for one in self.model.members.values()]
+        over = [one for one in self.assigned if (one[0], one[2]) not in now]
+        if over:
+            attachment_id, member_id, fence = over[-1 - pick % len(over)]
+            late = c.Decline if declines else c.Confirm
+            head = self.mob.head
+            assert self._one(late(attachment_id, member_id, fence)) == Done(changed=False)
+            assert self.mob.head == head, "the dead change nothing"
+
     # What the hub does about cancels.
 
     @rule(pick=picks, stale=st.sampled_from([False, False, True]))

@@ -58,6 +58,9 @@ class Play(RuleBasedStateMachine):
         self.hosts: dict[str, tuple[int, int]] = {}
         self.results: list[c.SettleRun] = []
         self.ledger: dict[str, tuple[str, int, int]] = {}
+        # Every assignment and run that there ever was: attachment, member and fence; attachment, run and fence.
+        self.assigned: list[tuple[str, str, int]] = []
+        self.started: list[tuple[str, str, int]] = []
         self.steps = 0
         self.fresh = 0
         # Small slices end in the midst of things; the bound is a constant of the server.
@@ -175,6 +178,11 @@ class Play(RuleBasedStateMachine):
         held = set(model.runs)
         for record in records:
             model.apply(record)
+            match record.event:
+                case e.ExecutorAssigned(member_id=member_id, attachment_id=attachment_id, executor_fence=fence):
+                    self.assigned.append((attachment_id, member_id, fence))
+                case e.RunStarted(run_id=run_id, attachment_id=attachment_id, executor_fence=fence):
+                    self.started.append((attachment_id, run_id, fence))
             fold(self.replayed, stored(record))
         self.connected = (model.connected if isinstance(command, c.Attach) else self.connected) & set(model.agents)
         assert state_bytes(self.replayed) == state_bytes(self.mob), "the log adds up to the state"
