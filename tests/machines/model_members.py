@@ -88,7 +88,8 @@ class Members(Runs):
         assert not member.leaving
         member.leaving = True
         if self.pending != "none":
-            self.reports[event.member_id] = (0, 0)
+            # One that was retired before may still have something to run.
+            self.reports[event.member_id] = (0, self.pending_drain(member) if member.state == "retired" else 0)
 
     def _member_retired(self, event: e.MemberRetired, record: Record) -> None:
         member = self.members.pop(event.member_id)

@@ -1,7 +1,5 @@
 """The end of members: destroyed runtimes, members that left and come again, and their operations (bridge §4.7)."""
 
-from typing import Final
-
 import pytest
 from tests.machines.scene import Scene
 from tests.machines.stage import DAY, SECOND, state_bytes
@@ -19,8 +17,6 @@ from mobd_server.machines.answers import (
     SendSettled,
     SendUnassign,
 )
-
-GONE: Final = ["executor_released", "member_retired"]
 
 
 def running(*more: str, timeout_s: int = 0) -> Scene:

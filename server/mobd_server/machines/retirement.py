@@ -269,7 +269,9 @@ def retiring(mob: Mob, undo: Undo, record: Record, event: e.MemberRetiring) -> N
     member.lifecycle = "retiring"
     undo.put(mob.draining, event.member_id, None)
     if mob.pending != "none":
-        undo.put(mob.reports, event.member_id, Report(event.member_id))
+        # One that has been retired before may still drain; of any other `runtime_retired` follows.
+        pending = count_pending(mob, member) if member.state == "retired" else 0
+        undo.put(mob.reports, event.member_id, Report(event.member_id, 0, pending))
 
 
 def suspended(mob: Mob, undo: Undo, record: Record, event: e.DrainSuspended) -> None:
