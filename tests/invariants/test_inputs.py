@@ -62,10 +62,11 @@ async def test_4_an_id_is_one_input_live_or_ended_before_and_after_kills_and_for
         assert await agent.settle(await agent.run()) == COMMITTED
         live = await stage.deliver("ada", "live")
         run = await agent.run()
-        for _ in range(2):
+        for killed in (False, True):
+            if killed:
+                await stage.crash()
             await repeated(stage, "ended", ended, terminal=True)
             await repeated(stage, "live", live, terminal=False)
-            await stage.crash()
         await agent.attach()
         assert await agent.settle(run) == COMMITTED
         await repeated(stage, "live", live, terminal=True)

@@ -95,7 +95,9 @@ async def test_19_an_operation_of_a_tool_ends_once_for_everybody_over_kills(worl
         for answer in await asyncio.gather(*waits):
             assert list(answer.ended) == [await operations.get("tool")]
         assert (ended.completion_seq, ended.result_json) == (1, '{"n":1}')
-        for _ in range(2):
+        for killed in (False, True):
+            if killed:
+                await stage.crash()
             fail = operations_pb2.FailOperationRequest(mob_id=MOB, operation_id="tool", error="too late")
             cancel = operations_pb2.CancelOperationRequest(mob_id=MOB, operation_id="tool")
             assert await stage.refused(stub.FailOperation, fail) == ILLEGAL
@@ -109,7 +111,6 @@ async def test_19_an_operation_of_a_tool_ends_once_for_everybody_over_kills(worl
             assert list(late.ended) == [ended]
             assert (await operations.get("tool")).watchers == 0
             assert await operations.completions() == [ended]
-            await stage.crash()
         assert len(of_kind(await stage.log(), "operation_ended")) == 1
 
 
