@@ -1,6 +1,7 @@
 """Waits for operations: fed by what is published, answered once each, and by nothing that is not durable."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from msgspec import Raw
@@ -8,9 +9,11 @@ from tests.actors.world import ANYBODY, World, soon
 from tests.services.test_waiting import settled
 
 from mobd_server.actors.links import Call
+from mobd_server.adapters.memory.store import MemoryStore
 from mobd_server.errors import Draining, FieldInvalid, OperationExists, OperationNotFound, OperationTransition
 from mobd_server.machines import commands as c
 from mobd_server.machines.answers import OperationView
+from mobd_server.machines.records import OperationRow
 from mobd_server.services.operations import OperationFilter, Operations
 
 pytestmark = pytest.mark.asyncio
@@ -98,12 +101,13 @@ async def test_the_end_of_a_member_ends_the_waits_for_its_life_and_for_its_tools
     world = World()
     actor = await world.create("m", "ada")
     operations = await begin(world, "tool", owner="ada")
-    life = actor.mob.members["ada"].operation_id
-    waiting = asyncio.ensure_future(operations.wait("m", [life, "tool"], 30.0))
+    # Each by itself: neither may hang on what wakes the other.
+    life = asyncio.ensure_future(operations.wait("m", [actor.mob.members["ada"].operation_id], 30.0))
+    tool = asyncio.ensure_future(operations.wait("m", ["tool"], 30.0))
     await settled(world)
     await soon(actor.ask(end, ANYBODY))
-    waited = await soon(waiting)
-    assert [one.status for one in waited.ended] == ["aborted", "terminated"]
+    assert [one.status for one in (await soon(life)).ended] == ["aborted"]
+    assert [one.status for one in (await soon(tool)).ended] == ["terminated"]
 
 
 async def test_the_end_of_a_mob_ends_every_wait() -> None:
@@ -222,6 +226,33 @@ async def test_the_feed_has_no_gap_and_ends_where_it_was_counted() -> None:
         seen += [one.completion_seq for one in page]
         after = seen[-1]
     assert seen == list(range(1, 258))
+
+
+class Overtaken(MemoryStore):
+    """A store in which something happens before a feed is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: Callable[[], Awaitable[object]] | None = None
+
+    async def list_completions(self, mob_id: str, after_seq: int, limit: int) -> list[OperationRow]:
+        if self.before is not None:
+            await self.before()
+        return await super().list_completions(mob_id, after_seq, limit)
+
+
+async def test_what_ends_while_the_feed_is_read_is_left_to_the_next_page() -> None:
+    store = Overtaken()
+    world = World(store)
+    await world.create("m")
+    operations = await begin(world, "a", "b")
+    await soon(operations.move("m", complete("a"), ANYBODY))
+    store.before = lambda: operations.move("m", complete("b"), ANYBODY)
+    page, watermark = await soon(operations.completions("m", 0, 100))
+    assert ([one.operation_id for one in page], watermark) == (["a"], 1)
+    store.before = None
+    page, watermark = await soon(operations.completions("m", 1, 100))
+    assert ([one.operation_id for one in page], watermark) == (["b"], 2)
 
 
 async def test_pages_go_on_behind_names_of_several_lines() -> None:
