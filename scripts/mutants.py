@@ -20,33 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from mutant_rules import ACTOR, ACTORS, CHECKS, HELD, RELEASED, TABLES
+
 ROOT: Final = Path(__file__).parent.parent
-MACHINES: Final = "server/mobd_server/machines"
-ACTOR: Final = "server/mobd_server/actors/actor.py"
-MEMORY: Final = "server/mobd_server/adapters/memory/store.py"
-LANES: Final = "server/mobd_server/adapters/sql/lanes.py"
 LEFT_OUT: Final = shutil.ignore_patterns(".*", "__pycache__", "dist", "node_modules")
 TIMEOUT_S: Final = 180
-
-T: Final = "tests/machines"
-INBOX: Final = (f"{T}/test_inbox.py",)
-ATTEMPTS: Final = (f"{T}/test_attempts.py",)
-AGENTS: Final = (f"{T}/test_agents.py", f"{T}/test_mob.py")
-DECISION: Final = (f"{T}/test_decision.py",)
-ACTORS: Final = ("tests/actors/test_actor.py",)
-STORES: Final = ("tests/stores/test_appending.py", "tests/actors/test_actor.py", "tests/actors/test_registry.py")
-
-# file, name of the table -> the tests that walk it.
-TABLES: Final[dict[tuple[str, str], tuple[str, ...]]] = {
-    (f"{MACHINES}/lifecycle.py", "TABLE"): (f"{T}/test_lifecycle.py",),
-    (f"{MACHINES}/lifecycle.py", "NAMED"): (f"{T}/test_lifecycle.py",),
-    (f"{MACHINES}/lifecycle.py", "EFFECTS"): (f"{T}/test_lifecycle.py",),
-    (f"{MACHINES}/admission.py", "ADMITTED"): (f"{T}/test_admission.py",),
-    (f"{MACHINES}/member.py", "TABLE"): (f"{T}/test_tables.py",),
-    (f"{MACHINES}/run.py", "SETTLED"): (f"{T}/test_tables.py",),
-    (f"{MACHINES}/run.py", "OUTCOMES"): (f"{T}/test_tables.py",),
-    (f"{MACHINES}/run.py", "LEGAL"): (f"{T}/test_tables.py",),
-}
 
 
 class Edit(NamedTuple):
@@ -68,103 +46,6 @@ class Mutant(NamedTuple):
 
 class Stale(Exception):
     """A change does not fit the code any more."""
-
-
-RELEASED: Final = "while waiting and waiting[0][0] <= confirmed:"
-HELD: Final = "if len(self._waiting) == 1 and self.mob.head == self.confirmed and not self._due:"
-LOST: Final = " or not d.is_connected(attachment.attachment_id):\n        return\n    while"
-WON: Final = "AND epoch = ? AND head = ?"
-
-# The rules that are no rows of a table: the tests that hold them, the file, and name, text, text without the rule.
-CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
-    (
-        INBOX,
-        f"{MACHINES}/inbox.py",
-        [
-            ("dedupe: look-up", "        if seen is not None:\n", "        if False:\n"),
-            ("dedupe: content", "if seen.content_hash == content_hash(", "if True or bool("),
-            ("dedupe: what was forgotten", "if member.forgotten_at and ", "if False and "),
-            ("fence: member, token", "command.fence_token != member.fence_token", "False"),
-            ("fence: member, generation", "command.generation != member.generation", "False"),
-        ],
-    ),
-    (
-        ATTEMPTS,
-        f"{MACHINES}/run.py",
-        [
-            ("fence: run, fence", " or run.fence != fence", ""),
-            ("fence: run, agent", " or run.attachment_id != attachment_id", ""),
-            ("fence: receipt", " or receipt.fence != command.fence", ""),
-            ("fence: receipt, content", "if receipt.result_hash != command.result_hash:", "if False:"),
-        ],
-    ),
-    (
-        AGENTS,
-        f"{MACHINES}/attachment.py",
-        [
-            ("fence: executor, fence", " and executor.fence == fence", ""),
-            ("fence: executor, agent", "executor.attachment_id == attachment_id and ", ""),
-        ],
-    ),
-    (
-        AGENTS + ATTEMPTS,
-        f"{MACHINES}/placement.py",
-        [
-            ("dispatch: phase", 'if mob.phase != "running" or ', "if "),
-            ("dispatch: connected", LOST, LOST.removeprefix(" or not d.is_connected(attachment.attachment_id)")),
-            ("dispatch: capacity", "len(attachment.runs) < attachment.capacity and ", ""),
-            ("dispatch: alone", " and attachment.exclusive is None:", ":"),
-        ],
-    ),
-    (
-        AGENTS,
-        f"{MACHINES}/member.py",
-        [("dispatch: confirmed", '"ready" if member.executor.confirmed else "none"', '"ready"')],
-    ),
-    (
-        DECISION,
-        f"{MACHINES}/decision.py",
-        [
-            ("ledger: look-up", "        if seq:\n", "        if False:\n"),
-            ("ledger: content", "if known.request_hash != context.request_hash:", "if False:"),
-            ("replay: order", "if record.seq != state.head + 1:", "if False:"),
-        ],
-    ),
-    (
-        DECISION,
-        f"{MACHINES}/draft.py",
-        [
-            ("rollback: state", "        self.undo.rollback()\n", ""),
-            ("rollback: head", "        self.mob.head = self.base\n", ""),
-        ],
-    ),
-    (
-        ACTORS,
-        ACTOR,
-        [
-            ("barrier: answers", RELEASED, "while waiting:"),
-            ("barrier: reads", "if self.mob.head > self.confirmed:", "if False:"),
-        ],
-    ),
-    (
-        STORES,
-        MEMORY,
-        [
-            ("append: epoch, memory", "log.epoch != append.epoch or ", ""),
-            ("append: head, memory", " or log.head != append.base", ""),
-        ],
-    ),
-    (
-        STORES,
-        LANES,
-        [
-            ("append: epoch, SQLite", WON, "AND (epoch = ? OR 1) AND head = ?"),
-            ("append: head, SQLite", WON, "AND epoch = ? AND (head = ? OR 1)"),
-            ("append: epoch, PostgreSQL", " AND mobs.epoch = v.epoch AND mobs.head", " AND mobs.head"),
-            ("append: head, PostgreSQL", " AND mobs.head = v.base RETURNING", " RETURNING"),
-        ],
-    ),
-]
 
 
 def checks() -> list[Mutant]:
@@ -196,11 +77,15 @@ def rows(path: str, name: str, tests: tuple[str, ...]) -> list[Mutant]:
         row = source[start:end]
         if not source.startswith(",", end):
             raise Stale(f"{path}: a row of {name} does not end with a comma: {row}")
-        found.append(broken(f"{module}.{name} {' '.join(row.split())}", path, f"{row},", "", tests))
+        # A row may occur more than once; with what stands before it it is itself.
+        begin = start
+        while source.count(source[begin : end + 1]) > 1:
+            begin = source.rindex("\n", 0, begin)
+        old, new = source[begin : end + 1], source[begin:start]
+        found.append(broken(f"{module}.{name} {' '.join(row.split())}", path, old, new, tests))
     if not found:
         raise Stale(f"{path}: no table {name}")
-    # A row may be the beginning of another text; with its place it is itself.
-    return [_located(mutant, source) for mutant in found]
+    return found
 
 
 def _rows(tree: ast.Module, name: str) -> list[tuple[ast.expr, ast.expr]]:
@@ -219,17 +104,6 @@ def _rows(tree: ast.Module, name: str) -> list[tuple[ast.expr, ast.expr]]:
 def _offset(source: str, line: int | None, column: int | None) -> int:
     lines = source.splitlines(keepends=True)
     return sum(len(one) for one in lines[: (line or 1) - 1]) + (column or 0)
-
-
-def _located(mutant: Mutant, source: str) -> Mutant:
-    """Widen an edit to the line before it, so that its text occurs once."""
-    (edit,) = mutant.edits
-    if source.count(edit.old) == 1:
-        return mutant
-    at = source.index(f"\n    {edit.old}") if source.count(f"\n    {edit.old}") == 1 else -1
-    if at < 0:
-        raise Stale(f"{edit.path}: more than one {edit.old}")
-    return mutant._replace(edits=(Edit(edit.path, f"\n    {edit.old}", "\n"),))
 
 
 def mutants() -> list[Mutant]:
