@@ -108,8 +108,10 @@ class Scribe:
                 parts.append(
                     f"{run.run_id} attempt {run.attempts[0]} of {' '.join(one.input_id for one in run.inputs)}"
                 )
+            if member.steer:
+                parts.append(f"steering {listed(member.steer)}")
             if member.queue:
-                parts.append(f"waiting {' '.join(one.input_id for one in member.queue)}")
+                parts.append(f"waiting {listed(member.queue)}")
             if member.retry_at:
                 parts.append(f"again in {(member.retry_at - self.stage.now) / SECOND:g} s")
             lines.append(f"{member_id}: {', '.join(parts)}")
@@ -129,7 +131,28 @@ class Scribe:
             int(options.get("max", "10")),
             self.serves(words[1:]),
             held=[one for one in options.get("held", "").split(",") if one],
+            steers=options.get("steers") == "yes",
         )
+
+    def deliver(self, words: list[str], options: dict[str, str]) -> c.Command:
+        mode: Any = options.get("mode")
+        return c.DeliverBatch(
+            [
+                c.Deliver(
+                    words[0],
+                    one,
+                    text(options.get("text", one)),
+                    handling_mode=mode,
+                    wake=options.get("wake") != "no",
+                    supersession_key=options.get("key"),
+                )
+                for one in words[1:]
+            ]
+        )
+
+    def fence_off(self, words: list[str], options: dict[str, str]) -> c.Command:
+        run = self.runs[words[0]]
+        return c.FenceOff(run.attachment_id, run.run_id, run.fence, run.control_id, "it did not answer")
 
     def assignment(self, member_id: str) -> tuple[str, str, int]:
         executor = self.stage.executor(member_id)
@@ -138,7 +161,8 @@ class Scribe:
     def settle(self, words: list[str], options: dict[str, str]) -> c.Command:
         run = self.runs[words[0]]
         output = options.get("output", '"done"').encode()
-        return c.SettleRun(run.attachment_id, run.run_id, run.fence, Raw(output), output.ljust(16, b"."))
+        taken = [one for one in options.get("taken", "").split(",") if one]
+        return c.SettleRun(run.attachment_id, run.run_id, run.fence, Raw(output), output.ljust(16, b"."), steered=taken)
 
     def fail(self, words: list[str], options: dict[str, str]) -> c.Command:
         run = self.runs[words[0]]
@@ -164,7 +188,16 @@ VERBS: Final[dict[str, Reader]] = {
     "destroy": lambda s, w, o: c.DestroyMob(),
     "continue": lambda s, w, o: c.Continue(),
     "spawn": lambda s, w, o: c.SpawnMembers([c.MemberSpec(one, o["role"]) for one in w]),
-    "deliver": lambda s, w, o: c.DeliverBatch([c.Deliver(w[0], one, text(o.get("text", one))) for one in w[1:]]),
+    "deliver": Scribe.deliver,
+    "interrupt": lambda s, w, o: c.Interrupt(w[0], o.get("run"), reason=o.get("reason", "")),
+    "hard-cancel": lambda s, w, o: c.HardCancel(w[0], w[1], reason=o.get("reason", "")),
+    "retire": lambda s, w, o: c.RetireMember(w[0], interrupt_first=o.get("interrupt") == "first"),
+    "retire-runtime": lambda s, w, o: c.RetireRuntime(w[0]),
+    "destroy-runtime": lambda s, w, o: c.DestroyRuntime(w[0]),
+    "respawn": lambda s, w, o: c.RespawnMember(w[0]),
+    "complete": lambda s, w, o: c.CompleteMob(),
+    "reset": lambda s, w, o: c.ResetMob(),
+    "fence-off": Scribe.fence_off,
     "attach": Scribe.attach,
     "confirm": lambda s, w, o: c.Confirm(*s.assignment(w[0])),
     "decline": lambda s, w, o: c.Decline(*s.assignment(w[0]), o.get("reason", "")),
@@ -207,36 +240,68 @@ def fields(record: Record) -> str:
     for name, value in msgspec.json.decode(record.payload).items():
         if name in _QUIET or value in ("", None, False):
             continue
-        if name == "retry_at":
+        if name in ("retry_at", "until"):
             value = f"+{(value - record.at) / SECOND:g}s"
         words.append(f" {name}={shown(value)}")
     return "".join(words)
 
 
 def answered(answer: a.Answer | None) -> str:
-    match answer:
-        case a.BatchDelivered(outcomes=outcomes):
-            return ", ".join(delivered(one) for one in outcomes)
-        case a.SpawnedMembers(results=results):
-            return ", ".join(one.member_id if isinstance(one, a.MemberView) else one.reason for one in results)
-        case a.Attached(attachment_id=attachment_id, resumed=resumed, serves=serves):
-            whole = ", ".join(
-                one.waiting or f"{one.serve.role or one.serve.member_id}: {one.assigned}" for one in serves
-            )
-            return f"{'resumed' if resumed else 'attached'} {attachment_id}; {whole}"
-        case a.AttachRefused(message=message):
-            return f"rejected: {message}"
-        case a.RunAnswer(disposition=disposition):
-            return disposition
-        case a.MobView(phase=phase):
-            return phase
-        case a.DestroyAnswer(done=done, already=already, inputs_abandoned=count):
-            words = "destroyed already" if already else "destroyed" if done else "being destroyed"
-            return f"{words}, {count} inputs abandoned"
-        case a.Done(changed=changed):
-            return "done" if changed else "nothing to do"
-        case other:
-            raise AssertionError(f"nobody wrote down how {other} reads")
+    if type(answer) not in ANSWERED:
+        raise AssertionError(f"nobody wrote down how {answer} reads")
+    return ANSWERED[type(answer)](answer)
+
+
+def _spawned(answer: a.SpawnedMembers) -> str:
+    return ", ".join(one.member_id if isinstance(one, a.MemberView) else one.reason for one in answer.results)
+
+
+def _attached(answer: a.Attached) -> str:
+    whole = ", ".join(
+        one.waiting or f"{one.serve.role or one.serve.member_id}: {one.assigned}" for one in answer.serves
+    )
+    return f"{'resumed' if answer.resumed else 'attached'} {answer.attachment_id}; {whole}"
+
+
+def _destroyed(answer: a.DestroyAnswer) -> str:
+    words = "destroyed already" if answer.already else "destroyed" if answer.done else "being destroyed"
+    return f"{words}, {answer.inputs_abandoned} inputs abandoned"
+
+
+def _retired(answer: a.Retired) -> str:
+    words = "retired already" if answer.already else "retired"
+    return f"{words}, {answer.inputs_abandoned} abandoned, {answer.inputs_pending_drain} pending"
+
+
+def _respawned(answer: a.Respawned) -> str:
+    generations = f"generation {answer.member.generation} after {answer.previous_generation}"
+    return f"{generations}, {answer.inputs_abandoned} abandoned"
+
+
+def _reported(answer: a.MobReport) -> str:
+    pending = "" if answer.mob.pending == "none" else f", pending {answer.mob.pending}"
+    told = "".join(
+        f"; {one.member_id}: {one.inputs_abandoned} abandoned, {one.inputs_pending_drain} pending"
+        for one in answer.outcomes
+    )
+    return f"{answer.mob.phase}{pending}{told}"
+
+
+ANSWERED: Final[dict[Any, Callable[[Any], str]]] = {
+    a.BatchDelivered: lambda answer: ", ".join(delivered(one) for one in answer.outcomes),
+    a.SpawnedMembers: _spawned,
+    a.Attached: _attached,
+    a.AttachRefused: lambda answer: f"rejected: {answer.message}",
+    a.RunAnswer: lambda answer: answer.disposition,
+    a.MobView: lambda answer: answer.phase,
+    a.DestroyAnswer: _destroyed,
+    a.CancelAnswer: lambda answer: f"{answer.outcome} {answer.run_id}".strip(),
+    a.Retired: _retired,
+    a.Destroyed: lambda answer: f"destroyed{' already' if answer.already else ''}, {answer.inputs_abandoned} abandoned",
+    a.Respawned: _respawned,
+    a.MobReport: _reported,
+    a.Done: lambda answer: "done" if answer.changed else "nothing to do",
+}
 
 
 def delivered(outcome: a.Delivered) -> str:
@@ -263,6 +328,12 @@ def sent(reaction: a.Reaction) -> str:
             return f"{to} StartRun {run_id} {member_id}: " + ", ".join(
                 f"{one.input_id} attempt {one.attempt}" for one in inputs
             )
+        case a.SendSteer(attachment_id=to, run_id=run_id, inputs=inputs):
+            return f"{to} SteerRun {run_id}: " + ", ".join(f"{one.input_id} attempt {one.attempt}" for one in inputs)
+        case a.SendCancel(attachment_id=to, run_id=run_id, control_id=control_id, hard=hard):
+            return f"{to} {'HardCancel' if hard else 'CancelAtBoundary'} {run_id} {control_id}"
+        case a.SendRetire(attachment_id=to, member_id=member_id, drain=drain):
+            return f"{to} Retire {member_id}{' and drain' if drain else ''}"
         case a.SendSettled(attachment_id=to, run_id=run_id, disposition=disposition):
             return f"{to} RunSettled {run_id} {disposition}"
         case a.EndStream(attachment_id=to, reason=reason, message=message):
