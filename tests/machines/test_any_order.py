@@ -13,6 +13,7 @@ from tests.machines.stage import DAY, SECOND, role
 from tests.support.settings import setting
 
 from mobd_server.machines import commands as c
+from mobd_server.machines.answers import Done
 
 # A failure is made as short as possible before it is shown, which takes its time.
 pytestmark = pytest.mark.timeout(600)
@@ -101,6 +102,35 @@ class MobLife(Callers, Agents):
             self.destroy_runtime(member_id, "right", None)
         else:
             self.retire(member_id, "right", how == "runtime", how == "interrupt", None)
+
+    @rule(pick=picks, holds=st.booleans(), meanwhile=st.sampled_from(["nothing", "interrupt", "cancel", "steer"]))
+    def come_back(self, pick: int, holds: bool, meanwhile: str) -> None:
+        """An agent is away for a time, and comes back to what was asked of its run."""
+        if (found := self.run_in_flight(pick)) is None:
+            return
+        run_id, run = found
+        host = self.model.agents[run.attachment_id].host
+        self.connected.discard(run.attachment_id)
+        if meanwhile == "steer":
+            self.deliver(run.member_id, self.fresh_id(), "x", "none", STEER)
+        elif meanwhile != "nothing":
+            self.cancel_run(sorted(self.model.runs).index(run_id), hard=meanwhile == "cancel")
+        self.attach(host, anew=False, terms=0, holds=holds, confirms=True)
+
+    @rule(pick=picks, first=st.booleans(), how=st.sampled_from(["right", "right", "before", "never"]))
+    def cut_off(self, pick: int, first: bool, how: str) -> None:
+        """A run is cancelled hard, perhaps after an interrupt, and its agent is fenced off: by the last request alone."""
+        if (found := self.run_in_flight(pick)) is None:
+            return
+        run_id, run = found
+        if first:
+            self.step(c.Interrupt(run.member_id))
+        before = run.control_id
+        self.step(c.HardCancel(run.member_id, run_id))
+        control_id = {"right": run.control_id, "before": before, "never": "ctl-0"}[how]
+        right = run.cancel == "hard" and control_id == run.control_id
+        answer = self.step(c.FenceOff(run.attachment_id, run_id, run.fence, control_id, "silent"))
+        assert answer == Done(changed=right)
 
     # What time and the server do.
 
