@@ -22,6 +22,7 @@ from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import OperationView
 from mobd_server.machines.decision import decide
+from mobd_server.machines.operation import name_of
 from mobd_server.machines.operation_table import TABLE, Action
 from mobd_server.machines.state import Operation, OperationStatus
 
@@ -291,7 +292,7 @@ def test_a_member_has_an_operation_from_its_first_event_on() -> None:
     stage.spawn("a")
     operation = life(stage)
     assert (operation.status, operation.kind, operation.member_id) == ("provisioning", "mob_member_child", "a")
-    assert (operation.display_name, operation.owner) == ("mob/analyst/a", "")
+    assert (name_of(stage.mob, operation), operation.owner) == ("mob/analyst/a", "")
     assert stage.kinds == ["member_spawned"]
     agent = stage.agent()
     assert (life(stage).status, life(stage).peer_ready) == ("running", True)

@@ -19,6 +19,7 @@ from mobd_server.machines.answers import (
     SendAssign,
     SendUnassign,
 )
+from mobd_server.machines.operation import name_of
 from mobd_server.machines.roster import EMPTY_DIGEST
 
 
@@ -226,7 +227,8 @@ def test_the_operation_of_the_old_incarnation_ends_and_the_new_one_has_its_own()
     assert new != old
     ended, begun = scene.mob.operations[old], scene.mob.operations[new]
     assert (ended.status, ended.reason) == ("retired", "the member was respawned")
-    assert (begun.status, begun.member_id, begun.display_name) == ("provisioning", "a", "mob/analyst/a")
+    assert (begun.status, begun.member_id, name_of(scene.mob, begun)) == ("provisioning", "a", "mob/analyst/a")
+    assert ended.display_name == "mob/analyst/a"
     assert scene.append is not None
     assert sorted((row.operation_id, row.status) for row in scene.append.operations) == sorted(
         [(old, "retired"), (new, "provisioning")]

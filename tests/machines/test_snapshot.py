@@ -84,6 +84,25 @@ def test_the_state_does_not_hold_its_text() -> None:
         assert raw.copy() is raw
 
 
+def test_members_take_no_more_memory_than_after_a_fold() -> None:
+    author, _ = lived()
+    mob = decode(take(author.mob))
+    assert len({id(member.role) for member in mob.members.values()}) == len({m.role for m in mob.members.values()})
+    for name, member in mob.members.items():
+        assert member.member_id is name
+        assert member.operation_id is mob.operations[member.operation_id].operation_id
+        assert {id(key) for key in member.ended or ()} <= {id(key) for key in member.dedupe or ()}
+    assert any(member.ended for member in mob.members.values())
+
+
+def test_a_state_shows_the_names_of_lives_that_go_on() -> None:
+    author, _ = lived()
+    shown = [msgspec.json.decode(part.value) for part in parts(author.mob) if part.kind == "operation"]
+    assert {one["member_id"]: one["display_name"] for one in shown if one.get("member_id") in author.mob.members} == {
+        name: f"{author.mob.mob_id}/{member.role}/{name}" for name, member in author.mob.members.items()
+    }
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"mob_id":1}', '{"mob_id":"m","members":[]}', '"\ud800"'])
 def test_what_is_no_snapshot_is_named(text: str) -> None:
     with pytest.raises(SnapshotUnusable):

@@ -39,14 +39,22 @@ from mobd_server.machines.state import NOTHING, OPERATIONS_KEPT, Member, Mob, Op
 from mobd_server.machines.undo import Undo
 
 
-def view(operation: Operation) -> OperationView:
+def name_of(mob: Mob, operation: Operation) -> str:
+    """Return what an operation is called; the life of a member has a name that is made, not kept, until it ends."""
+    member = mob.members.get(operation.member_id)
+    if operation.display_name or member is None:
+        return operation.display_name
+    return f"{mob.mob_id}/{member.role}/{member.member_id}"
+
+
+def view(mob: Mob, operation: Operation) -> OperationView:
     """Return an operation as its callers see it."""
     return OperationView(
         operation_id=operation.operation_id,
         kind=operation.kind,
         owner=operation.owner,
         status=operation.status,
-        display_name=operation.display_name,
+        display_name=name_of(mob, operation),
         created_seq=operation.created_seq,
         updated_seq=operation.updated_seq,
         created_at=operation.created_at,
@@ -71,21 +79,21 @@ def rows(d: Draft) -> list[OperationRow]:
 
     Every change touches its operation first, so that also those are found that have left the state since.
     """
-    return [_row(operation) for operation in d.undo.touched(Operation)]
+    return [_row(d.mob, operation) for operation in d.undo.touched(Operation)]
 
 
-def _row(operation: Operation) -> OperationRow:
+def _row(mob: Mob, operation: Operation) -> OperationRow:
     return OperationRow(
         operation_id=operation.operation_id,
         kind=operation.kind,
         member_id=operation.member_id or None,
         owner=operation.owner,
         status=operation.status,
-        display_name=operation.display_name,
+        display_name=name_of(mob, operation),
         created_seq=operation.created_seq,
         updated_seq=operation.updated_seq,
         completion_seq=operation.completion_seq or None,
-        snapshot=msgspec.json.encode(view(operation)).decode(),
+        snapshot=msgspec.json.encode(view(mob, operation)).decode(),
     )
 
 
@@ -128,7 +136,7 @@ def register_operation(d: Draft, command: c.RegisterOperation) -> OperationView:
     )
     if command.running:
         d.emit(e.OperationStarted(command.operation_id), command.member_id or owner or None)
-    return view(mob.operations[command.operation_id])
+    return view(mob, mob.operations[command.operation_id])
 
 
 def acting_member(d: Draft) -> str:
@@ -162,7 +170,7 @@ def move_operation(d: Draft, command: c.MoveOperation) -> OperationView:
         )
     require_legal(operation, command.action)
     d.emit(_step(operation, command), operation.member_id or operation.owner or None)
-    return view(operation)
+    return view(mob, operation)
 
 
 def _step(operation: Operation, command: c.MoveOperation) -> e.Event:
@@ -216,7 +224,6 @@ def run_progress(d: Draft, command: c.ReportRunProgress) -> Done:
 
 def begin(mob: Mob, undo: Undo, record: Record, operation_id: str, owner: str, member: Member) -> None:
     """The member is there: its operation is provisioning until an agent serves it."""
-    name = f"{mob.mob_id}/{member.role}/{member.member_id}"
     _add(
         mob,
         undo,
@@ -224,7 +231,8 @@ def begin(mob: Mob, undo: Undo, record: Record, operation_id: str, owner: str, m
             operation_id,
             "mob_member_child",
             owner,
-            name,
+            # See name_of: it is one text less for every member.
+            "",
             record.seq,
             record.at,
             member.member_id,
@@ -400,6 +408,8 @@ def _end(
 ) -> None:
     undo.touch(operation)
     undo.touch(mob)
+    # Its member may leave, and it is shown for longer.
+    operation.display_name = name_of(mob, operation)
     operation.status = status
     operation.reason, operation.error, operation.result, operation.is_error = reason, error, result, is_error
     operation.ended_at = record.at

@@ -1,5 +1,6 @@
 """Who belongs to a mob: spawning members."""
 
+from sys import intern
 from typing import Final
 
 from msgspec import Raw
@@ -121,7 +122,8 @@ def spawned(mob: Mob, undo: Undo, record: Record, event: e.MemberSpawned) -> Non
         undo.splice(mob.left, at, at + 1, ())
     member = Member(
         member_id=event.member_id,
-        role=event.role,
+        # One text for all members of the role.
+        role=intern(event.role),
         generation=event.generation,
         fence_token=event.fence_token,
         session_id=event.session_id,

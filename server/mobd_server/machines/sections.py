@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from mobd_server.machines.operation import name_of
 from mobd_server.machines.state import Input, Mob
 from mobd_server.machines.views import view_member, view_mob
 
@@ -50,7 +51,9 @@ def parts(mob: Mob) -> Iterator[Part]:
     for attachment_id in sorted(mob.attachments):
         yield _part("attachment", attachment_id, mob.attachments[attachment_id])
     for operation_id in sorted(mob.operations):
-        yield _part("operation", operation_id, mob.operations[operation_id])
+        operation = mob.operations[operation_id]
+        shown = msgspec.structs.replace(operation, display_name=name_of(mob, operation))
+        yield _part("operation", operation_id, shown)
     yield _part("requests", mob.mob_id, {"count": len(mob.requests)})
 
 

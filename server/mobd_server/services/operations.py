@@ -172,7 +172,7 @@ class Operations:
         """Return operations by name. Raises OperationNotFound, naming the first that nobody knows."""
 
         def known(mob: Mob) -> dict[str, OperationView]:
-            return {name: view(mob.operations[name]) for name in operation_ids if name in mob.operations}
+            return {name: view(mob, mob.operations[name]) for name in operation_ids if name in mob.operations}
 
         found = await (await self._registry.load(mob_id)).read(known)
         for name in operation_ids:
