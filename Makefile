@@ -59,8 +59,8 @@ schema-check: setup ## the migrations lead to the tables in the code
 docs-check: setup ## generated pages are fresh
 	$(if $(wildcard scripts/gen_docs.py),$(BIN)/python scripts/gen_docs.py --check)
 
-bench: setup ## measure deliveries
-	$(BIN)/python bench/deliver.py $(BENCH_ARGS)
+bench: setup ## measure deliveries (BENCH=recovery, memory, growth or state: that; BENCH_ARGS are passed on)
+	$(BIN)/python bench/$(or $(BENCH),deliver).py $(BENCH_ARGS)
 
 mutants: setup ## take out one rule at a time and see that a test notices; minutes (MUTANTS=word takes some)
 	$(BIN)/python scripts/mutants.py $(MUTANTS)

@@ -2,7 +2,8 @@
  *
  * h2load sends one file as the body of every request and reads it with pread for each. Preloaded, this overwrites two
  * marks in what was read: "@@@@@@@@@@@@" becomes a counter and "m##" the counter modulo 100, so that the requests
- * deliver distinct input ids over a hundred members. The lengths stay what they were.
+ * deliver distinct input ids over a hundred members; "m#" is ten members, "m####" ten thousand. The lengths stay what
+ * they were.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,13 +20,16 @@ ssize_t pread(int fd, void *buffer, size_t length, off_t offset) {
   ssize_t count = real(fd, buffer, length, offset);
   if (count <= 0) return count;
   char *id = memmem(buffer, (size_t)count, "@@@@@@@@@@@@", 12);
-  char *member = memmem(buffer, (size_t)count, "m##", 3);
+  char *member = memmem(buffer, (size_t)count, "m#", 2);
   if (id == NULL || member == NULL) return count;
   unsigned long number = atomic_fetch_add(&counter, 1);
   char digits[16];
   snprintf(digits, sizeof digits, "%012lu", number);
   memcpy(id, digits, 12);
-  snprintf(digits, sizeof digits, "m%02lu", number % 100);
-  memcpy(member, digits, 3);
+  unsigned long members = 1;
+  int width = 0;
+  for (; width < 9 && member + 1 + width < (char *)buffer + count && member[1 + width] == '#'; width++) members *= 10;
+  snprintf(digits, sizeof digits, "%0*lu", width, number % members);
+  memcpy(member + 1, digits, (size_t)width);
   return count;
 }
