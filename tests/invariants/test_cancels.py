@@ -72,7 +72,9 @@ async def test_12_a_run_that_was_asked_to_end_is_cancelled_however_it_ends_and_n
         assert not successor.heard("start_run")
         await stage.crash()
         assert (await stage.input("lost", "one")).state == ABANDONED
-        assert len(of_kind(await stage.log(), "run_cancel_requested")) == 5
+        log = await stage.log()
+        assert len(of_kind(log, "run_cancel_requested")) == 5
+        assert not of_kind(log, "run_resent")
 
 
 async def test_17_and_bridge_7_an_interrupt_asks_once_and_never_cancels_hard(world: World) -> None:
