@@ -29,7 +29,7 @@ from mobd.v1 import (
     runs_pb2,
 )
 
-TableName = Literal["mobs", "events", "messages"]
+TableName = Literal["mobs", "events", "messages", "operations"]
 
 # Leases and graces that a test outlives; agents that are gone are lost after GRACE_S only where a test asks for that.
 SETTINGS = {"MOBD_HEARTBEAT_S": "0.5", "MOBD_LEASE_S": "3", "MOBD_GRACE_S": "20", "MOBD_ACCEPT_S": "3"}
@@ -49,7 +49,7 @@ STEER = common_pb2.HANDLING_MODE_STEER
 
 # In the middle of its transaction the one connection that writes waits as long as the test wants it to.
 _SLOW = """
-CREATE TRIGGER slow AFTER {what} ON {table} BEGIN
+CREATE TRIGGER slow BEFORE {what} ON {table} BEGIN
   SELECT count(*) FROM (
     WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000000000) SELECT x FROM n
   );

@@ -81,7 +81,7 @@ async def test_19_an_operation_of_a_tool_ends_once_for_everybody_over_kills(worl
         complete = operations_pb2.CompleteOperationRequest(
             mob_id=MOB, operation_id="tool", result_json='{"n":1}', request_id="the-end"
         )
-        async with stage.doomed("events"):
+        async with stage.doomed("operations"):
             call = asyncio.ensure_future(stub.CompleteOperation(complete, timeout=CALL_S))
             await stage.decided("ada")
         await stage.broken(call)
