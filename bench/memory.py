@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 import team
-from msgspec import Struct
+from msgspec import Raw, Struct
 from postgres import Cluster
 from seed import Seed
 
@@ -23,6 +23,8 @@ from mobd_server.machines.state import Member, Mob, Operation
 MEMBERS = 10_000
 MOBS = 3
 KEYS = 2
+# Members whose objects are counted.
+COUNTED = 1_000
 
 
 class Costs(Struct):
@@ -89,7 +91,13 @@ def seeded(site: team.Site, keys: int) -> tuple[list[float], list[float]]:
 
 def size_of(value: object) -> int:
     """Return what an object takes of the allocator, which gives out multiples of 16 bytes."""
-    return -(-sys.getsizeof(value) // 16) * 16
+    if isinstance(value, Raw):
+        return rounded(Raw.__basicsize__) + rounded(sys.getsizeof(b"") + memoryview(value).nbytes)
+    return rounded(sys.getsizeof(value))
+
+
+def rounded(size: int) -> int:
+    return -(-size // 16) * 16
 
 
 def pieces(value: object, name: str, seen: dict[int, object]) -> Iterator[tuple[str, int]]:
@@ -124,36 +132,37 @@ def shared_by_all() -> dict[int, object]:
 
 
 def made_of(mob: Mob) -> Counter[str]:
-    """Return what a mob's members and their operations take, by what it is, in bytes for each member."""
+    """Return what a mob's members, their operations and receipts take, by what it is, in bytes."""
     seen = shared_by_all()
     found: Counter[str] = Counter()
-    for name, container in (("Mob.members", mob.members), ("Mob.operations", mob.operations)):
+    containers = {"Mob.members": mob.members, "Mob.operations": mob.operations, "Mob.receipts": mob.receipts}
+    for name, container in containers.items():
         for what, size in pieces(container, name, seen):
             found[what] += size
     return found
 
 
-def print_parts(folder: Path, keys: int) -> dict[str, dict[str, float]]:
-    """Print what members are made of, as decided and as read from a snapshot."""
-    site = team.Site(folder, "sqlite", None)
-    seed = Seed(site.folder, site.url)
-    one = seed.mob("parts")
-    one.spawn(MEMBERS)
-    one.ended_inputs(keys)
-    decided = made_of(one.mob)
-    read = made_of(states.decode(states.encode(one.mob)))
+def print_parts(folder: Path) -> dict[str, dict[str, float]]:
+    """Print what members are made of that were read from a snapshot: new, with inputs, with inputs of a run."""
+    seed = Seed(team.Site(folder, "sqlite", None).folder, None)
+    mobs = {name: seed.mob(name) for name in ("spawned", f"{KEYS} inputs", f"{KEYS} inputs, 1 run")}
+    for one in mobs.values():
+        one.spawn(COUNTED)
+    mobs[f"{KEYS} inputs"].ended_inputs(KEYS)
+    mobs[f"{KEYS} inputs, 1 run"].runs(KEYS)
+    found = {name: made_of(states.decode(states.encode(one.mob))) for name, one in mobs.items()}
     seed.close()
+    largest = Counter[str]()
+    for sizes in found.values():
+        largest |= sizes
     rows = [
-        [what, f"{decided[what] / MEMBERS:,.0f}", f"{read[what] / MEMBERS:,.0f}"]
-        for what, _ in (decided | read).most_common()
-        if max(decided[what], read[what]) >= MEMBERS
+        [what, *(f"{sizes[what] / COUNTED:,.0f}" for sizes in found.values())]
+        for what, size in largest.most_common()
+        if size >= COUNTED
     ]
-    rows.append(["together", f"{decided.total() / MEMBERS:,.0f}", f"{read.total() / MEMBERS:,.0f}"])
-    team.table([f"{keys} inputs remembered, bytes for each member", "decided", "read from a snapshot"], rows)
-    return {
-        name: {what: size / MEMBERS for what, size in found.items()}
-        for name, found in (("decided", decided), ("read", read))
-    }
+    rows.append(["together", *(f"{sizes.total() / COUNTED:,.0f}" for sizes in found.values())])
+    team.table(["bytes for each member", *found], rows)
+    return {name: {what: size / COUNTED for what, size in sizes.items()} for name, sizes in found.items()}
 
 
 def shown(values: list[float]) -> str:
@@ -179,8 +188,7 @@ def main() -> int:
     stores = options.store or ["sqlite"]
     numbers: dict[str, object] = {}
     with team.workplace([] if options.parts else stores) as (folder, cluster):
-        for keys in (0, KEYS):
-            numbers[f"parts, {keys}"] = print_parts(folder, keys)
+        numbers["parts"] = print_parts(folder)
         for store in [] if options.parts else stores:
             found = of_store(store, folder, cluster)
             rows = [

@@ -71,12 +71,29 @@ class Seeded:
             for member_id in list(self.mob.members):
                 self.do(c.Deliver(member_id, f"seeded-{member_id}-{number}", CONTENT, kind="operation"))
 
+    def runs(self, each: int) -> None:
+        """Let every member take `each` inputs in one run, of an agent that leaves when all is done."""
+        attachment_id = self.attach()
+        for member_id, member in list(self.mob.members.items()):
+            names = [f"seeded-{member_id}-{number}" for number in range(each)]
+            self.do(c.DeliverBatch([c.Deliver(member_id, name, CONTENT) for name in names]))
+            run = self.mob.runs[member.run_id or ""]
+            self.do(c.SettleRun(attachment_id, run.run_id, run.fence, RESULT, run.fence.to_bytes(32, "big")))
+        self.detach(attachment_id)
+
+    def detach(self, attachment_id: str) -> None:
+        """Let an agent leave."""
+        self.do(c.CloseAttachment(attachment_id, "detached"))
+        self._connected.clear()
+
     def attach(self) -> str:
         """Let an agent serve every member."""
         some = len(self.mob.members)
         answer = self.do(c.Attach("seed", "1", some, some, [Serve(role=ROLE)]))
         assert isinstance(answer, Attached), answer
         self._connected.add(answer.attachment_id)
+        while any(member.executor is None for member in self.mob.members.values()):
+            self.do(c.Continue())
         for member_id in self.mob.members:
             executor = self.mob.members[member_id].executor
             assert executor is not None
@@ -98,8 +115,7 @@ class Seeded:
             self.do(c.SettleRun(attachment_id, run.run_id, run.fence, RESULT, number.to_bytes(32, "big")))
             number += 1
         self.step = 1_000
-        self.do(c.CloseAttachment(attachment_id, "detached"))
-        self._connected.clear()
+        self.detach(attachment_id)
 
 
 class Seed:

@@ -6,6 +6,7 @@ it needs none of its own. Ends are counted, so that their feed has no gap; the n
 in the store.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -250,9 +251,13 @@ def confirmed(mob: Mob, undo: Undo, record: Record, member: Member) -> None:
     attachment_id = member.executor.attachment_id
     _start(undo, record, operation)
     operation.peer_ready = True
-    operation.peer_handle = Raw(
-        msgspec.json.encode({"attachment_id": attachment_id, "host_id": mob.attachments[attachment_id].host_id})
-    )
+    operation.peer_handle = _handle(attachment_id, mob.attachments[attachment_id].host_id)
+
+
+@lru_cache(maxsize=16)
+def _handle(attachment_id: str, host_id: str) -> Raw:
+    """Return how an agent is spoken to: one object for all the members that it serves."""
+    return Raw(msgspec.json.encode({"attachment_id": attachment_id, "host_id": host_id}))
 
 
 def retiring(mob: Mob, undo: Undo, record: Record, member: Member) -> None:

@@ -6,7 +6,6 @@ folded instead. `FORMAT` changes with every change of `Mob` that an old text wou
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from sys import intern
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -14,7 +13,7 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import force_setattr
 
-from mobd_server.machines.roster import EMPTY_DIGEST
+from mobd_server.machines.interning import share
 from mobd_server.machines.state import NOTHING, Mob
 
 FORMAT: Final = 1
@@ -41,7 +40,7 @@ def decode(text: bytes | str) -> Mob:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise SnapshotUnusable(str(error)) from error
     _SETTLE_MOB(mob)
-    _share(mob)
+    share(mob)
     return mob
 
 
@@ -69,32 +68,6 @@ def superfluous(seqs: Sequence[int], spacing: int) -> list[int]:
         else:
             older = seq
     return dropped
-
-
-def _share(mob: Mob) -> None:
-    """Let what is equal be one object, as it is after a fold: else a member takes half as much again."""
-    for name, operation in mob.operations.items():
-        if operation.operation_id == name:
-            operation.operation_id = name
-        if operation.updated_seq == operation.created_seq:
-            operation.updated_seq = operation.created_seq
-    for name, member in mob.members.items():
-        if member.member_id == name:
-            member.member_id = name
-        member.role = intern(member.role)
-        if member.digest == EMPTY_DIGEST:
-            member.digest = EMPTY_DIGEST
-        if member.ended and member.dedupe:
-            keys = {key: key for key in member.dedupe}
-            member.ended = [keys.get(key, key) for key in member.ended]
-        if (begun := mob.operations.get(member.operation_id)) is not None:
-            member.operation_id = begun.operation_id
-            if begun.member_id == name:
-                begun.member_id = name
-            if begun.created_at == member.created_at:
-                begun.created_at = member.created_at
-            if begun.created_seq == member.active_seq:
-                member.active_seq = begun.created_seq
 
 
 def _raw(value: Raw) -> Raw:
