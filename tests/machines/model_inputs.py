@@ -171,7 +171,7 @@ class Inputs(Facts):
         for one in event.canonical_input_ids:
             self.end(member, one, "abandoned", record)
         member.lanes = {"steer": [], "queue": []}
-        member.drain_until = 0
+        member.drain_until = member.paused_until = 0
 
     def end(self, member: Member, canonical: str, state: str, record: Record) -> None:
         """An input is over."""

@@ -17,6 +17,7 @@ from mobd_server.machines.answers import (
     SendRetire,
     SendUnassign,
 )
+from mobd_server.machines.decision import wake_at
 from mobd_server.machines.state import DRAIN_US
 from mobd_server.machines.views import is_final, view_member
 
@@ -138,6 +139,19 @@ def test_a_member_in_a_pause_drains_when_the_pause_is_over() -> None:
     assert scene.ran() == [["m1"]]
     assert scene.mob.members == {}
     assert scene.mob.timers == []
+
+
+def test_a_pause_is_over_when_what_failed_is_given_up() -> None:
+    scene = Scene("a")
+    scene.serve()
+    scene.put("a", "m1")
+    scene.report(scene.run_of("a"), "error")
+    scene.leave(scene.agent_of("a") or "", "detached")
+    assert scene.retire_runtime("a") == Retired(1, 0)
+    assert (scene.member("a").retry_at, scene.mob.timers) == (0, [])
+    scene.advance(60)
+    assert scene.append is None
+    assert state_bytes(scene.replayed()) == state_bytes(scene.mob)
 
 
 def test_a_steer_that_was_not_taken_in_is_drained() -> None:
@@ -350,6 +364,7 @@ def test_a_drain_without_an_agent_has_a_minute() -> None:
     until = scene.now + DRAIN_US
     assert scene.event(e.DrainSuspended) == e.DrainSuspended("a", until)
     assert scene.mob.timers == [(until, "drain", "a")]
+    assert wake_at(scene.mob) == until
     assert view_member(scene.mob, scene.member("a")).drain_until == until
     scene.advance(59.999999)
     assert scene.append is None

@@ -296,8 +296,10 @@ def abandoned(mob: Mob, undo: Undo, record: Record, event: e.InputAbandoned) -> 
         raise ValueError(f"member {member.member_id} does not hold the inputs that were abandoned")
     member.queue = member.steer = None
     member.queue_bytes = 0
+    # Nothing is left to be drained, or to be tried again.
     set_timer(mob, undo, "drain", member.member_id, member.drain_until, 0)
-    member.drain_until = 0
+    set_timer(mob, undo, "retry", member.member_id, member.retry_at, 0)
+    member.drain_until = member.retry_at = 0
     for one in given_up:
         end_input(undo, member, one.key, record)
     relist(mob, undo, member, record.seq)
