@@ -375,6 +375,8 @@ class Callers(Play):
             assert isinstance(answer, MobReport)
         if not self.lazy:
             self.go_on()
+            if isinstance(answer, MobReport) and isinstance(command, c.ResetMob):
+                assert (self.mob.phase, self.mob.members) == ("running", {})
 
     @precondition(lambda self: self.steps > 25)
     @rule(sure=st.integers(0, 4))

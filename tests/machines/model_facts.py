@@ -128,6 +128,8 @@ class Facts:
         self.reports: dict[str, tuple[int, int]] = {}
         # How many inputs the member had that the command is about.
         self.had = 0
+        # The agent from which an idle member was sent away, so that another one can be served there.
+        self.room_made = ""
         # Results that were committed: run -> fence and hash.
         self.receipts: dict[str, tuple[int, bytes]] = {}
         self.accepted_at: dict[str, int] = {}

@@ -149,6 +149,9 @@ class Members(Runs):
         assert agent.serves(event.member_id, member)
         assert len(agent.members) < agent.max_members
         assert event.attachment_id in self.connected
+        if self.room_made == event.attachment_id:
+            assert any(self.wakes(member, lane) for lane in member.lanes), "nobody goes for one without work"
+            self.room_made = ""
         self.new_fence(event.executor_fence)
         member.executor, member.confirmed = (event.attachment_id, event.executor_fence), False
         member.drain_until = 0
@@ -166,6 +169,9 @@ class Members(Runs):
         member = self.members[event.member_id]
         assert member.run is None
         assert member.executor == (event.attachment_id, event.executor_fence)
+        if event.reason == "its place is needed for a member with work":
+            assert self.is_idle(member)
+            self.room_made = event.attachment_id
         member.executor, member.confirmed = None, False
         agent = self.agents[event.attachment_id]
         del agent.members[event.member_id]

@@ -114,9 +114,10 @@ class Play(RuleBasedStateMachine):
         self.reactions = []
         if isinstance(command, c.Continue):
             self.owed = False
+        tried = self._try(command, (request_id, request_hash), acting)
+        assert not isinstance(tried, RequestConflict), "a question is no request"
         if known is not None and known[1] >= self.now - DAY:
             return self._known_request(command, request_id, request_hash, known)
-        tried = self._try(command, acting)
         decided: Decided | None = None
         error: MobdError | None = None
         try:
@@ -154,17 +155,22 @@ class Play(RuleBasedStateMachine):
         assert (decided.replay_seq, decided.append) == (known[2], None)
         return None
 
-    def _try(self, command: c.Command, acting: tuple[str, int] | None) -> list[str] | MobdError:
-        """Only ask what the command would do to the replayed state, which leaves no trace."""
+    def _try(
+        self, command: c.Command, request: tuple[str | None, str | None], acting: tuple[str, int] | None
+    ) -> list[str] | MobdError:
+        """Only ask what the command would do to the replayed state, which leaves no trace.
+
+        Whether the request was made before is not asked.
+        """
         before = state_bytes(self.replayed)
-        context = self.context(CountedIds(self.ids.count), acting=acting, validate_only=True)
+        context = self.context(CountedIds(self.ids.count), request, acting=acting, validate_only=True)
         try:
             decided = decide(self.replayed, command, context, 1)
         except MobdError as refused:
             return refused
         finally:
             assert state_bytes(self.replayed) == before, "who only asks leaves no trace"
-        assert (decided.append, decided.reactions) == (None, [])
+        assert (decided.append, decided.reactions, decided.replay_seq) == (None, [], 0)
         return [record.payload for record in decided.would]
 
     def _follow(

@@ -92,10 +92,11 @@ class MobLife(Callers, Agents):
 
     @rule(pick=picks, how=st.sampled_from(["retire", "retire", "runtime", "interrupt", "respawn", "destroy"]))
     def end_busy(self, pick: int, how: str) -> None:
-        """End a member whose run is in flight."""
-        if (found := self.run_in_flight(pick)) is None:
+        """End a member that runs, or waits to try again or to be drained."""
+        busy = [i for i, one in sorted(self.model.members.items()) if one.run or one.paused_until or one.drain_until]
+        if not busy:
             return
-        member_id = found[1].member_id
+        member_id = busy[pick % len(busy)]
         if how == "respawn":
             self.respawn(member_id, "right", initial=True, request_id=None)
         elif how == "destroy":
@@ -119,7 +120,7 @@ class MobLife(Callers, Agents):
 
     @rule(pick=picks, first=st.booleans(), how=st.sampled_from(["right", "right", "before", "never"]))
     def cut_off(self, pick: int, first: bool, how: str) -> None:
-        """A run is cancelled hard, perhaps after an interrupt, and its agent is fenced off: by the last request alone."""
+        """A run is cancelled hard, perhaps after an interrupt, and its agent fenced off: by the last request alone."""
         if (found := self.run_in_flight(pick)) is None:
             return
         run_id, run = found
@@ -131,6 +132,24 @@ class MobLife(Callers, Agents):
         right = run.cancel == "hard" and control_id == run.control_id
         answer = self.step(c.FenceOff(run.attachment_id, run_id, run.fence, control_id, "silent"))
         assert answer == Done(changed=right)
+
+    @rule(
+        many=st.lists(st.tuples(member_ids, forms), min_size=2, max_size=6),
+        pick=picks,
+        how=st.sampled_from(["retire", "runtime", "interrupt", "destroy"]),
+        resumes=st.booleans(),
+    )
+    def while_stopped(self, many: list[tuple[str, Form]], pick: int, how: str, resumes: bool) -> None:
+        """A member with work ends while its mob is stopped."""
+        self.load_up(many, batch=True)
+        self.step(c.StopMob())
+        member_id = many[pick % len(many)][0]
+        if how == "destroy":
+            self.destroy_runtime(member_id, "right", None)
+        else:
+            self.retire(member_id, "right", how == "runtime", how == "interrupt", None)
+        if resumes:
+            self.step(c.ResumeMob())
 
     # What time and the server do.
 
@@ -147,6 +166,12 @@ class MobLife(Callers, Agents):
         self.now += passed
         self.step(c.Wake())
         assert all(at > self.now for at, _, _ in self.mob.timers)
+
+    @rule(many=st.lists(st.tuples(member_ids, forms), min_size=1, max_size=5))
+    def next_day(self, many: list[tuple[str, Form]]) -> None:
+        """What has ended is old enough to be forgotten."""
+        self.wake(DAY + 1)
+        self.load_up(many, batch=False)
 
     @rule(loads=st.booleans())
     def restart(self, loads: bool) -> None:
