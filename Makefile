@@ -7,7 +7,7 @@ PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ign
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs-check bench mutants soak lock clean
+.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench mutants soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -56,8 +56,11 @@ proto-check: setup .venv-gen/.mobd ## the stubs are fresh, the protocol is docum
 schema-check: setup ## the migrations lead to the tables in the code
 	$(BIN)/python scripts/schema_check.py
 
-docs-check: setup ## generated pages are fresh
-	$(if $(wildcard scripts/gen_docs.py),$(BIN)/python scripts/gen_docs.py --check)
+docs: setup ## write docs/reference from the protocol and the code
+	$(BIN)/python scripts/gen_docs.py
+
+docs-check: setup ## docs/reference is fresh
+	$(BIN)/python scripts/gen_docs.py --check
 
 bench: setup ## measure deliveries (BENCH=recovery, memory, growth or state: that; BENCH_ARGS are passed on)
 	$(BIN)/python bench/$(or $(BENCH),deliver).py $(BENCH_ARGS)

@@ -36,6 +36,8 @@ class Event(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class MobCreated(Event, frozen=True, gc=False):
+    """The mob exists; it runs only after mob_started."""
+
     kind: ClassVar[str] = "mob_created"
     definition: Definition
     log_id: str
@@ -43,14 +45,20 @@ class MobCreated(Event, frozen=True, gc=False):
 
 
 class MobStarted(Event, frozen=True, gc=False):
+    """The mob runs: what waits is dispatched."""
+
     kind: ClassVar[str] = "mob_started"
 
 
 class MobStopped(Event, frozen=True, gc=False):
+    """Nothing new is dispatched; runs in flight settle, and inputs wait."""
+
     kind: ClassVar[str] = "mob_stopped"
 
 
 class MobResumed(Event, frozen=True, gc=False):
+    """A stopped mob runs again."""
+
     kind: ClassVar[str] = "mob_resumed"
 
 
@@ -61,6 +69,8 @@ class MobDestroying(Event, frozen=True, gc=False):
 
 
 class MobDestroyed(Event, frozen=True, gc=False):
+    """The mob has ended for good; no event follows."""
+
     kind: ClassVar[str] = "mob_destroyed"
     members: int
     inputs_abandoned: int
@@ -73,6 +83,8 @@ class MobCompleting(Event, frozen=True, gc=False):
 
 
 class MobCompleted(Event, frozen=True, gc=False):
+    """Every member has left the roster, and the mob has ended in order."""
+
     kind: ClassVar[str] = "mob_completed"
 
 
@@ -83,10 +95,14 @@ class MobResetting(Event, frozen=True, gc=False):
 
 
 class MobCleanupBegun(Event, frozen=True, gc=False):
+    """The reset takes the members off the roster."""
+
     kind: ClassVar[str] = "mob_cleanup_begun"
 
 
 class MobCleanupFinished(Event, frozen=True, gc=False):
+    """The reset has taken off the last member."""
+
     kind: ClassVar[str] = "mob_cleanup_finished"
 
 
@@ -103,6 +119,8 @@ class RetireAllFinished(Event, frozen=True, gc=False):
 
 
 class MemberSpawned(Event, frozen=True, gc=False):
+    """A member is on the roster, with an operation and an empty transcript."""
+
     kind: ClassVar[str] = "member_spawned"
     member_id: str
     role: str
@@ -168,12 +186,16 @@ class DrainSuspended(Event, frozen=True, gc=False):
 
 
 class MemberDestroyed(Event, frozen=True, gc=False):
+    """The member's runtime has ended for good; the member stays on the roster."""
+
     kind: ClassVar[str] = "member_destroyed"
     member_id: str
     inputs_abandoned: int
 
 
 class AttachmentOpened(Event, frozen=True, gc=False):
+    """An agent is attached and says whom it serves."""
+
     kind: ClassVar[str] = "attachment_opened"
     attachment_id: str
     host_id: str
@@ -194,6 +216,8 @@ class AttachmentClosed(Event, frozen=True, gc=False):
 
 
 class ExecutorAssigned(Event, frozen=True, gc=False):
+    """The member was given to an agent, which is asked to confirm."""
+
     kind: ClassVar[str] = "executor_assigned"
     member_id: str
     attachment_id: str
@@ -201,6 +225,8 @@ class ExecutorAssigned(Event, frozen=True, gc=False):
 
 
 class ExecutorConfirmed(Event, frozen=True, gc=False):
+    """The agent serves the member."""
+
     kind: ClassVar[str] = "executor_confirmed"
     member_id: str
     attachment_id: str
@@ -208,6 +234,8 @@ class ExecutorConfirmed(Event, frozen=True, gc=False):
 
 
 class ExecutorReleased(Event, frozen=True, gc=False):
+    """The agent serves the member no longer, in order."""
+
     kind: ClassVar[str] = "executor_released"
     member_id: str
     attachment_id: str
@@ -216,6 +244,8 @@ class ExecutorReleased(Event, frozen=True, gc=False):
 
 
 class ExecutorLost(Event, frozen=True, gc=False):
+    """The agent serves the member no longer: it is gone, or was fenced off."""
+
     kind: ClassVar[str] = "executor_lost"
     member_id: str
     attachment_id: str
@@ -224,6 +254,8 @@ class ExecutorLost(Event, frozen=True, gc=False):
 
 
 class InputAccepted(Event, frozen=True, gc=False):
+    """An input is stored."""
+
     kind: ClassVar[str] = "input_accepted"
     member_id: str
     input_id: str
@@ -312,6 +344,8 @@ class RunCancelRequested(Event, frozen=True, gc=False):
 
 
 class RunResent(Event, frozen=True, gc=False):
+    """The run was sent again to its agent, which did not have it."""
+
     kind: ClassVar[str] = "run_resent"
     member_id: str
     run_id: str
@@ -358,6 +392,8 @@ class RetryDue(Event, frozen=True, gc=False):
 
 
 class OperationRegistered(Event, frozen=True, gc=False):
+    """An operation exists, provisioning."""
+
     kind: ClassVar[str] = "operation_registered"
     operation_id: str
     operation_kind: OperationKind
@@ -368,17 +404,23 @@ class OperationRegistered(Event, frozen=True, gc=False):
 
 
 class OperationStarted(Event, frozen=True, gc=False):
+    """The operation runs."""
+
     kind: ClassVar[str] = "operation_started"
     operation_id: str
 
 
 class OperationPeerReady(Event, frozen=True, gc=False):
+    """The operation's peer can be spoken to."""
+
     kind: ClassVar[str] = "operation_peer_ready"
     operation_id: str
     handle: Raw = NOTHING
 
 
 class OperationProgressed(Event, frozen=True, gc=False):
+    """The operation has come further."""
+
     kind: ClassVar[str] = "operation_progressed"
     operation_id: str
     message: str = ""
@@ -386,11 +428,15 @@ class OperationProgressed(Event, frozen=True, gc=False):
 
 
 class OperationRetiring(Event, frozen=True, gc=False):
+    """The operation drains: its member retires."""
+
     kind: ClassVar[str] = "operation_retiring"
     operation_id: str
 
 
 class OperationEnded(Event, frozen=True, gc=False):
+    """The operation has ended, as its status says."""
+
     kind: ClassVar[str] = "operation_ended"
     operation_id: str
     status: OperationStatus
