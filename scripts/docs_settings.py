@@ -7,13 +7,15 @@ from typing import Any, Final, Literal, get_args, get_origin
 from docs_markdown import code, table
 from pydantic.fields import FieldInfo
 
+from mobd_server import config
 from mobd_server.cli import serve
-from mobd_server.config import CLIENT_VARIABLES, CONFIG_VARIABLE, PREFIX, SECRETS, Config
+from mobd_server.config import CONFIG_VARIABLE, PREFIX, SECRETS, Config
 
-CLIENTS: Final = {
+BESIDE: Final = {
     "MOBD_TARGET": "Where clients, agents and the command line find the server; `localhost:7780` if it is not set.",
     "MOBD_HOST_ID": "The `host_id` of an agent, unless its program names one; random per process if neither does.",
-    CONFIG_VARIABLE: "The TOML file with settings; `--config` goes before it.",
+    "MOBD_CONFIG": "The TOML file with settings; `--config` goes before it.",
+    "MOBD_SECRETS_DIR": f"The directory of files with settings, instead of `{SECRETS}`.",
 }
 BOUNDS: Final = {"gt": "more than", "ge": "at least", "lt": "less than", "le": "at most"}
 
@@ -45,11 +47,12 @@ def page(_: Path) -> list[str]:
     lines = [*INTRO.splitlines(), ""]
     lines += table(("setting", "environment", "flag", "default", "must be", "meaning"), rows)
     lines += ["`lease_s` must be greater than `heartbeat_s`.", "", "## Beside the server", ""]
-    missing = CLIENT_VARIABLES ^ CLIENTS.keys()
-    if missing:
-        raise SystemExit(f"say in docs_settings.py what these are for: {', '.join(sorted(missing))}")
+    # The names of variables that are no settings are constants of config.py.
+    there = config.CLIENT_VARIABLES | {value for name, value in vars(config).items() if name.endswith("_VARIABLE")}
+    if there - BESIDE.keys():
+        raise SystemExit(f"say in docs_settings.py what these are for: {', '.join(sorted(there - BESIDE.keys()))}")
     lines += ["These are no settings of the server; they may stand in its environment.", ""]
-    return lines + table(("environment", "meaning"), [(code(name), text) for name, text in CLIENTS.items()])
+    return lines + table(("environment", "meaning"), [(code(name), BESIDE[name]) for name in BESIDE if name in there])
 
 
 def _flags() -> dict[str, str]:
