@@ -2,12 +2,14 @@
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+DOCKER ?= docker
+PROFILE ?= observability
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ignore
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench mutants soak lock clean
+.PHONY: help setup demo serve up down image-check migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench mutants soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -31,6 +33,17 @@ soak: setup ## kill servers and agents under a long load, on both stores (MOBD_T
 
 test-floor: .venv-floor/.mobd ## run the client's tests with the oldest dependencies that it supports
 	PYTHONPATH=client .venv-floor/bin/python -m pytest --confcutdir=tests/client -m floor tests/client
+
+up: deploy/secrets/database_password ## run mobd, PostgreSQL and Prometheus in containers (PROFILE= leaves Prometheus out)
+	$(DOCKER) compose $(addprefix --profile ,$(PROFILE)) up --build --detach --wait
+
+down: ## stop the containers; the data stay
+	$(DOCKER) compose --profile observability down
+
+image-check: setup ## the Dockerfile and docker-compose.yml are valid, and what is written there works
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m pytest tests/deploy $(PYTEST_ARGS)
 
 check: lint types proto-check schema-check docs-check ## everything that must hold beside the tests
 
@@ -75,9 +88,18 @@ lock: setup ## write requirements/*.txt anew (LOCK_ARGS=--upgrade takes newer ve
 	$(UV_COMPILE) pyproject.toml --extra server --extra uvloop --group dev -o requirements/dev.txt
 	$(UV_COMPILE) pyproject.toml --group floor --resolution lowest-direct -o requirements/client-floor.txt
 	$(UV_COMPILE) requirements/gen.in -o requirements/gen.txt
+	$(UV_COMPILE) requirements/build.in -o requirements/build.txt
 
 clean: ## remove the environments and caches
 	rm -rf .venv .venv-gen .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+
+# The container's user is another than that of this machine, and a file that compose mounts keeps its mode: who may not
+# enter the directory can't read it here either.
+deploy/secrets/database_password:
+	mkdir -p -m 700 $(@D)
+	od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > $@.new
+	chmod 444 $@.new
+	mv $@.new $@
 
 # An environment is done when its stamp is newer than the lock that it was made from.
 .venv/.mobd: requirements/dev.txt pyproject.toml | .venv/bin/python

@@ -223,6 +223,8 @@ def _database(config: Config) -> Iterator[Database]:
     secret = config.database_url
     try:
         url = sql.database_url(config.data_dir, secret.get_secret_value() if secret is not None else None)
+        if config.database_password is not None:
+            url = url.set(password=config.database_password.get_secret_value())
         lock = None
         if url.get_backend_name() == "sqlite":
             file = Path(url.database or "")

@@ -1,7 +1,8 @@
 """Every setting of the server: where it comes from, its unit and its default.
 
 Settings come from the command line, then the environment (MOBD_LISTEN is `listen`), then files in /run/secrets
-(mobd_database_url), then a TOML file. A setting that mobd does not know is refused: it is a typing error.
+(mobd_database_password; MOBD_SECRETS_DIR names another directory), then a TOML file. A setting that mobd does not
+know is refused: it is a typing error.
 """
 
 import os
@@ -18,12 +19,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 PREFIX: Final = "MOBD_"
 CONFIG_VARIABLE: Final = "MOBD_CONFIG"
 SECRETS: Final = Path("/run/secrets")
+SECRETS_VARIABLE: Final = "MOBD_SECRETS_DIR"
 # Read by clients and agents, which may share an environment with the server.
-CLIENT_VARIABLES: Final = frozenset({"MOBD_TARGET", "MOBD_HOST_ID", CONFIG_VARIABLE})
+CLIENT_VARIABLES: Final = frozenset({"MOBD_TARGET", "MOBD_HOST_ID"})
 # Set by Kubernetes in every container beside a service that is named mobd.
 _KUBERNETES: Final = re.compile(r"MOBD_(SERVICE_(HOST|PORT)|PORT)(_.*)?").fullmatch
 _SQLITE: Final = re.compile(r"sqlite:///.+").fullmatch
 _POSTGRESQL: Final = re.compile(r"postgres(ql)?(\+psycopg)?://.*").fullmatch
+_WITHOUT_PASSWORD: Final = re.compile(r"postgres(ql)?(\+psycopg)?://[^:@/]+@.*").fullmatch
 
 
 class ConfigInvalid(Exception):
@@ -39,6 +42,9 @@ class Config(BaseSettings):
     data_dir: Path = Field(Path("mobd-data"), description="Directory of the SQLite database and the lock file.")
     database_url: SecretStr | None = Field(
         None, description="postgresql://user:password@host/name, or sqlite:///path; not set: SQLite in data_dir."
+    )
+    database_password: SecretStr | None = Field(
+        None, description="The password of a PostgreSQL user whom database_url names without one."
     )
     node: str = Field(default_factory=socket.gethostname, min_length=1, description="The name of this server.")
     loop: Literal["asyncio", "uvloop", "auto"] = Field(
@@ -112,6 +118,13 @@ class Config(BaseSettings):
             raise ValueError(f"lease_s ({self.lease_s:g}) must be greater than heartbeat_s ({self.heartbeat_s:g})")
         return self
 
+    @model_validator(mode="after")
+    def _one_password(self) -> Self:
+        url = self.database_url.get_secret_value() if self.database_url is not None else ""
+        if self.database_password is not None and not _WITHOUT_PASSWORD(url):
+            raise ValueError("database_password needs a database_url such as postgresql://user@host/name, without one")
+        return self
+
     @property
     def host(self) -> str:
         """The address to listen on."""
@@ -128,9 +141,10 @@ def load(file: Path | None = None, **flags: Any) -> Config:
     if file is None and os.environ.get(CONFIG_VARIABLE):
         file = Path(os.environ[CONFIG_VARIABLE])
     _refuse_unknown_variables()
+    secrets = Path(os.environ.get(SECRETS_VARIABLE) or SECRETS)
 
     class Loaded(Config):
-        model_config = SettingsConfigDict(secrets_dir=SECRETS if SECRETS.is_dir() else None)
+        model_config = SettingsConfigDict(secrets_dir=secrets if secrets.is_dir() else None)
 
         @classmethod
         def settings_customise_sources(
@@ -142,7 +156,7 @@ def load(file: Path | None = None, **flags: Any) -> Config:
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             sources = [init_settings, env_settings]
-            if SECRETS.is_dir():
+            if secrets.is_dir():
                 sources.append(file_secret_settings)
             if file is not None:
                 sources.append(TomlConfigSettingsSource(settings_cls, file))
@@ -164,6 +178,7 @@ def load(file: Path | None = None, **flags: Any) -> Config:
 
 def _refuse_unknown_variables() -> None:
     known = {PREFIX + name.upper() for name in Config.model_fields} | CLIENT_VARIABLES
+    known |= {CONFIG_VARIABLE, SECRETS_VARIABLE}
     unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known and not _KUBERNETES(name)]
     if unknown:
         raise ConfigInvalid("\n".join(f"{name}: no such setting{_meant(name, known)}" for name in sorted(unknown)))

@@ -51,6 +51,28 @@ def test_a_secret_may_be_a_file_and_is_never_shown(tmp_path: Path) -> None:
     assert "hunter2" not in repr(found) + str(found) + found.model_dump_json()
 
 
+def test_the_password_of_a_database_may_be_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mobd_database_password").write_text("hunter2\n")
+    monkeypatch.setenv("MOBD_SECRETS_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("MOBD_DATABASE_URL", "postgresql://u@h/d")
+    found = load()
+    assert found.database_password is not None
+    assert found.database_password.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(found) + str(found) + found.model_dump_json()
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://u:other@h/d", "postgresql://h/d", "sqlite:///mobd.db"])
+def test_a_password_that_nobody_asks_for_is_refused(monkeypatch: pytest.MonkeyPatch, url: str | None) -> None:
+    monkeypatch.setenv("MOBD_DATABASE_PASSWORD", "hunter2")
+    if url is not None:
+        monkeypatch.setenv("MOBD_DATABASE_URL", url)
+    with pytest.raises(ConfigInvalid) as refused:
+        load()
+    assert "database_password needs a database_url such as postgresql://user@host/name" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
