@@ -24,3 +24,17 @@ def test_who_retires_with_passive_inputs_runs_them_at_once() -> None:
     assert (retired.inputs_pending_drain, stage.batch("m")) == (1, ["i0"])
     stage.finish(stage.run_of("m"))
     assert "m" not in stage.mob.members
+
+
+def test_a_retired_member_that_is_cut_off_with_its_last_input_gets_no_other_agent() -> None:
+    stage = Stage()
+    stage.spawn("m")
+    stage.agent("h")
+    stage.accepted("m", "i0")
+    stage.agent("other")
+    run = stage.run_of("m")
+    stage.do(c.RetireRuntime("m"))
+    stage.do(c.HardCancel("m", run.run_id))
+    stage.do(c.FenceOff(run.attachment_id, run.run_id, run.fence, run.control_id, "silent"))
+    assert "executor_assigned" not in stage.kinds
+    assert stage.agent_of("m") is None

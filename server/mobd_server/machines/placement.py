@@ -111,8 +111,11 @@ def serves(attachment: Attachment, member: Member) -> bool:
 
 
 def place(d: Draft, member: Member, avoid: str | None = None) -> bool:
-    """Give a member without an agent to one, and return whether that could be done. `avoid` is not asked."""
-    if member.executor is not None:
+    """Give a member without an agent to one, and return whether that could be done. `avoid` is not asked.
+
+    One that has drained needs none.
+    """
+    if member.executor is not None or (member.state == "retired" and not has_work(member)):
         return False
     best: tuple[bool, int, int] | None = None
     chosen: Attachment | None = None
