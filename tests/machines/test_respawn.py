@@ -106,6 +106,9 @@ def test_a_result_of_the_old_incarnation_that_comes_again_is_still_known() -> No
     respawn(scene)
     assert scene.settle(run).disposition == "duplicate"
     assert scene.settle(run, output='"other"').disposition == "conflict"
+    # It is forgotten with the member.
+    scene.retire("a")
+    assert scene.mob.receipts == {}
 
 
 def test_what_was_delivered_to_the_old_incarnation_never_runs_in_the_new_one() -> None:

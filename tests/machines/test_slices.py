@@ -267,6 +267,8 @@ def test_a_reset_of_many_goes_on_in_slices_and_agents_may_come(crash: bool) -> N
     assert (report.mob.phase, report.mob.pending, report.mob.cleanup_pending) == ("stopped", "reset", True)
     with pytest.raises(InvalidTransition):
         scene.do(c.ResumeMob())
+    assert scene.do(c.ResetMob(), MobReport) == report
+    assert scene.append is None
     agent = scene.join(max_members=1_000)
     assert scene.attachment(agent).runs == []
     scene.reactions = [Again()]

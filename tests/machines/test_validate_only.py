@@ -12,7 +12,7 @@ from tests.machines.stage import CountedIds, state_bytes
 from mobd_server.errors import InvalidTransition, MemberExists, StaleFence
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
-from mobd_server.machines.answers import Deduplicated, DestroyAnswer, MemberView, MobReport
+from mobd_server.machines.answers import Deduplicated, DestroyAnswer, MemberView, MobReport, Retired
 from mobd_server.machines.decision import decide, new_mob
 from mobd_server.machines.records import Record
 from mobd_server.machines.state import Definition, Mob, Profile, Run
@@ -77,6 +77,18 @@ def test_who_only_asks_neither_reads_nor_writes_the_ledger(name: str) -> None:
     assert facts(ask("another")[1]) == facts(first)
     assert scene.decide(command, "r1", "one").replay_seq == 0
     assert scene.decide(command, "r1", "one").replay_seq > 0
+
+
+def test_who_only_asks_is_not_answered_with_what_was_decided_before() -> None:
+    scene = Scene("a")
+    scene.serve()
+    scene.decide(c.RetireRuntime("a"), "r1", "one")
+    for request_hash in ("one", "another"):
+        context = c.Context(
+            scene.now, scene.ids, scene.connected, request_id="r1", request_hash=request_hash, validate_only=True
+        )
+        decided = decide(scene.mob, c.RetireRuntime("a"), context, 1)
+        assert (decided.replay_seq, decided.answer) == (0, Retired(already=True))
 
 
 def test_a_refusal_is_a_refusal_for_who_only_asks_too() -> None:
