@@ -1,14 +1,32 @@
-"""The pages of docs/ name files, settings and decisions that exist."""
+"""The pages of docs/ name what exists, and the reference names all of it."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from mobd.v1 import (
+    agents_pb2,
+    bridge_pb2,
+    events_pb2,
+    members_pb2,
+    mobs_pb2,
+    operations_pb2,
+    runs_pb2,
+    server_pb2,
+)
+from mobd_server.adapters.rpc.status import STATUS
 from mobd_server.config import Config
+from mobd_server.machines.events import EVENT_TYPES
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
+PAGES = sorted(
+    page for page in [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")] if "node_modules" not in page.parts
+)
+PROTOCOL = (agents_pb2, bridge_pb2, events_pb2, members_pb2, mobs_pb2, operations_pb2, runs_pb2, server_pb2)
+SERVICES = sorted(
+    (one for module in PROTOCOL for one in module.DESCRIPTOR.services_by_name.values()), key=lambda one: one.name
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -27,17 +45,31 @@ def test_every_file_that_the_architecture_names_exists() -> None:
     assert not missing
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
-    found = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", page, re.MULTILINE)
-    rows = {name: (default, text) for name, default, text in found}
-    assert list(rows) == list(Config.model_fields)
-    for name, field in Config.model_fields.items():
-        default, text = rows[name]
-        assert text == field.description
-        if isinstance(field.default, bool):
-            assert default == str(field.default).lower()
-        elif isinstance(field.default, float):
-            assert float(default) == field.default
-        elif field.default is not None and not field.default_factory:
-            assert default == str(field.default)
+def test_every_call_reason_kind_and_setting_is_in_the_reference() -> None:
+    pages = {page.stem: page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")}
+    methods = [f"{one.name}.{method.name}" for one in SERVICES for method in one.methods]
+    assert re.findall(r"^### (\w+\.\w+)$", pages["api"], re.MULTILINE) == methods
+    assert set(re.findall(r"^\| `([A-Z_]+)` \| [A-Z_]+ \|", pages["errors"], re.MULTILINE)) == {
+        error.reason for error in STATUS
+    }
+    kinds = [kind.kind for kind in EVENT_TYPES]
+    assert re.findall(r"^## (\w+)$", pages["events"], re.MULTILINE)[: len(kinds)] == kinds
+    assert re.findall(r"^\| `(\w+)` \| `MOBD_", pages["settings"], re.MULTILINE) == list(Config.model_fields)
+
+
+def test_every_link_within_the_reference_leads_to_a_heading() -> None:
+    pages = {page.name: page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")}
+    headings = {
+        name: {
+            re.sub(r"[^\w -]", "", one).lower().replace(" ", "-")
+            for one in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        }
+        for name, text in pages.items()
+    }
+    links = [
+        (name, page or name, anchor)
+        for name, text in pages.items()
+        for page, anchor in re.findall(r"\]\((\w+\.md)?#([^)]+)\)", text)
+    ]
+    assert len(links) > 300
+    assert not [link for link in links if link[2] not in headings[link[1]]]
