@@ -40,7 +40,7 @@ ENV PATH=/opt/mobd/bin:/usr/local/bin:/usr/bin:/bin \
 USER 10001:10001
 WORKDIR /var/lib/mobd
 VOLUME /var/lib/mobd
-EXPOSE 7780
+EXPOSE 7780 7781
 STOPSIGNAL SIGTERM
 # Longer than the 5 s that `mobd healthcheck` itself waits for an answer.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=60s --retries=3 CMD ["mobd", "healthcheck"]

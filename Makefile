@@ -3,7 +3,6 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 DOCKER ?= docker
-PROFILE ?= observability
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ignore
 CODE = $(wildcard client server migrations tests scripts examples bench)
@@ -34,7 +33,7 @@ soak: setup ## kill servers and agents under a long load, on both stores (MOBD_T
 test-floor: .venv-floor/.mobd ## run the client's tests with the oldest dependencies that it supports
 	PYTHONPATH=client .venv-floor/bin/python -m pytest --confcutdir=tests/client -m floor tests/client
 
-up: deploy/secrets/database_password ## run mobd, PostgreSQL and Prometheus in containers (PROFILE= leaves Prometheus out)
+up: deploy/secrets/database_password ## run mobd and PostgreSQL in containers (PROFILE=observability: Prometheus too)
 	$(DOCKER) compose $(addprefix --profile ,$(PROFILE)) up --build --detach --wait
 
 down: ## stop the containers; the data stay

@@ -1,9 +1,9 @@
 """Does what a builder of images does with a Dockerfile, in a directory that stands for the root of the image.
 
 Each instruction is carried out as it is written, and one that is not known here is an error: nothing stands in the
-Dockerfile that no test has run. The base image is a fresh environment of a Python of this machine. The paths of the image
-are put under the directory, in commands as in settings; the last stage is made at the same place as those before it,
-because an environment knows where it is.
+Dockerfile that no test has run. The base image is a fresh environment of a Python of this machine. The paths of the
+image are put under the directory, in commands as in settings; the last stage is made at the same place as those before
+it, because an environment knows where it is.
 """
 
 import json
@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ _SYSTEM: Final = ("/usr/bin", "/bin", "/dev/null")
 _FLAG: Final = re.compile(r"--(\w[\w-]*)=(\S+)\s+")
 _VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
 BUILD_S: Final = 300
+CALL_S: Final = 60
 
 
 class Instruction(Struct, frozen=True):
@@ -157,6 +158,19 @@ class Builder:
         """Return the environment of a process in the image, and nothing of this machine's."""
         return {name: self.inside(value) for name, value in {**self.image.environment, **(more or {})}.items()}
 
+    def call(self, argv: Sequence[str], settings: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command in the image, as its user, and return what became of it."""
+        return subprocess.run(
+            argv,
+            cwd=self.path("."),
+            env=self.settings() if settings is None else settings,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=CALL_S,
+            **as_user(self.image.user),
+        )
+
     def _begin(self) -> None:
         """Begin with a base image: Python with pip in /usr/local, and nothing else."""
         self.image = Image(environment={"PATH": "/usr/local/bin:/usr/bin:/bin"})
@@ -172,13 +186,16 @@ class Builder:
             known = _OWN.match(found) or found.startswith(_SYSTEM)
             assert known, f"{found} would be a path of this machine: it is not known to be one of the image"
         # How pip reaches its index is this machine's business, and so is whether it keeps what it has loaded.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MOBD_", "PYTHON", "VIRTUAL"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MOBD_", "PYTHON", "VIRTUAL"))
+        }
         settings = {**kept, **self.settings(), "TMPDIR": str(self.root / "tmp")}
         settings.pop("PIP_NO_CACHE_DIR", None)
         done = subprocess.run(
             ["/bin/sh", "-c", self.inside(one.text)],
             cwd=self.path("."),
             env=settings,
+            check=False,
             capture_output=True,
             text=True,
             timeout=BUILD_S,
@@ -193,7 +210,9 @@ class Builder:
             origin = (self._stages[stage] if stage else self._context) / source.lstrip("/")
             assert origin.exists(), f"COPY {one.text}: there is no {source}"
             if origin.is_dir():
-                shutil.copytree(origin, into, symlinks=True, dirs_exist_ok=True)
+                # Files of a stage change no more: a second name is enough, and does not take a second.
+                copy = os.link if stage and "chown" not in one.flags else shutil.copy2
+                shutil.copytree(origin, into, symlinks=True, dirs_exist_ok=True, copy_function=copy)
                 copied = into
             else:
                 copied = into / origin.name if target.endswith("/") else into

@@ -1,7 +1,7 @@
 """Does what an engine does with docker-compose.yml, without containers: the services' commands run in the image's root.
 
-Names of services become 127.0.0.1, ports those that are free, and /run/secrets a directory of the test. All else is taken
-as it is written: command, environment, user, secrets, order, health checks, signals and how long they may take.
+Names of services become 127.0.0.1, ports those that are free, and /run/secrets a directory of the test. All else is
+taken as it is written: command, environment, user, secrets, order, health checks, signals and how long they may take.
 """
 
 import os
@@ -36,7 +36,7 @@ def composed() -> dict[str, Any]:
 def seconds(duration: str) -> float:
     """Return a duration such as 1m30s in seconds."""
     found = _DURATION.fullmatch(duration)
-    assert found and duration, duration
+    assert found is not None, duration
     return int(found[1] or 0) * 60 + int(found[2] or 0)
 
 
@@ -83,7 +83,9 @@ class Host:
             found = {name: value.replace("@postgres/", at) for name, value in found.items()}
         return {**found, "MOBD_SECRETS_DIR": self.builder.inside(SECRETS)}
 
-    def run(self, command: list[str] | None = None, more: Mapping[str, str] | None = None, name: str = "image") -> Container:
+    def run(
+        self, command: list[str] | None = None, more: Mapping[str, str] | None = None, name: str = "image"
+    ) -> Container:
         """Start the image's entry point with a command, or with its own."""
         image = self.builder.image
         argv = [*image.entrypoint, *(image.command if command is None else command)]
@@ -102,7 +104,7 @@ class Host:
 
     def secret(self, name: str) -> Path:
         """Return the file of a secret, made by the Makefile if it is not there yet."""
-        file = self.folder / composed()["secrets"][name]["file"]
+        file = self.folder / str(composed()["secrets"][name]["file"])
         make = ["make", "--silent", "-f", str(ROOT / "Makefile"), str(file.relative_to(self.folder))]
         subprocess.run(make, cwd=self.folder, check=True, timeout=60)
         return file
@@ -110,15 +112,7 @@ class Host:
     def health(self, name: str | None = None) -> int:
         """Return the exit code of the image's health check, with the settings of a service."""
         more = self.services[name].get("environment") if name is not None else None
-        done = subprocess.run(
-            self.builder.image.healthcheck,
-            cwd=self.builder.path("."),
-            env=self.settings(more or {}),
-            timeout=seconds(self.builder.image.health_terms["timeout"]),
-            capture_output=True,
-            **as_user(self.builder.image.user),
-        )
-        return done.returncode
+        return self.builder.call(self.builder.image.healthcheck, self.settings(more or {})).returncode
 
     async def healthy(self, container: Container, name: str | None = None) -> None:
         """Return when the health check passes, within its start period."""
@@ -178,5 +172,5 @@ class Database:
         assert program is not None
         path = f"{Path(program).parent}:{os.environ['PATH']}"
         settings = {"PATH": path, "PGPORT": str(port or self.cluster.port)}
-        done = subprocess.run(argv, env=settings, timeout=seconds(self._service["healthcheck"]["timeout"]))
-        return done.returncode
+        timeout_s = seconds(self._service["healthcheck"]["timeout"])
+        return subprocess.run(argv, env=settings, timeout=timeout_s, check=False).returncode
