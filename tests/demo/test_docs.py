@@ -1,10 +1,12 @@
 """The pages of docs/ name what exists, and the reference names all of it."""
 
 import re
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+import mobd
 from mobd.v1 import (
     agents_pb2,
     bridge_pb2,
@@ -43,6 +45,18 @@ def test_every_file_that_the_architecture_names_exists() -> None:
     missing = [name for name in sorted(named) if not any((root / name).exists() for root in roots)]
     assert len(named) > 25
     assert not missing
+
+
+def test_every_verb_of_the_readme_is_a_method_of_the_client() -> None:
+    _, _, rest = (ROOT / "README.md").read_text().partition("## Which verb when")
+    table, _, _ = rest.partition("\n## ")
+    verbs = re.findall(r"`([a-z_]+)(?:\(([^)]*)\))?`", table)
+    assert len(verbs) > 20
+    for verb, given in verbs:
+        if verb == "input_id":
+            continue
+        method = getattr(mobd.Client, verb)
+        assert set(re.findall(r"(\w+)=", given)) <= set(signature(method).parameters), verb
 
 
 def test_every_call_reason_kind_and_setting_is_in_the_reference() -> None:
