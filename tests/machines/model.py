@@ -69,7 +69,7 @@ class Model(Operations):
         assert not self.agents
         assert not self.runs
         assert event.members == len(self.members)
-        self.phase, self.pending = "destroyed", "none"
+        self.phase, self.pending, self.cleanup = "destroyed", "none", False
 
     def _mob_completing(self, event: e.MobCompleting, record: Record) -> None:
         assert self.phase == "running"
