@@ -1444,7 +1444,9 @@ class InputOutcome(_message.Message):
     canonical_input_id: _builtins.str
     """The server's name of the input."""
     outcome: _builtins.str
-    """What became of it: consumed, requeued, requeued_behind, abandoned."""
+    """What became of it: consumed; requeued, in its place or behind (requeued_behind); returned, if it was steered and not
+    taken in; abandoned.
+    """
     reason: _builtins.str
     """With abandoned: why."""
     attempt: _builtins.int
