@@ -112,7 +112,8 @@ def serve_mobd(url: str | None, settings: dict[str, str]) -> Served:
     """Start `mobd serve` as shipped, on a data directory of its own, with the mob and its members."""
     folder = Path(tempfile.mkdtemp(prefix="mobd-bench-"))
     port = free_port()
-    env = {**os.environ, "MOBD_LISTEN": f"127.0.0.1:{port}", "MOBD_DATA_DIR": str(folder), **settings}
+    ours = {"MOBD_LISTEN": f"127.0.0.1:{port}", "MOBD_HTTP_LISTEN": "off", "MOBD_DATA_DIR": str(folder)}
+    env = {**os.environ, **ours, **settings}
     env.pop("MOBD_DATABASE_URL", None)
     if url is not None:
         env["MOBD_DATABASE_URL"] = url

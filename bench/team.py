@@ -138,6 +138,7 @@ class Site:
     def _env(self, port: int, **settings: Any) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("MOBD_")}
         env |= {"MOBD_LISTEN": f"127.0.0.1:{port}", "MOBD_DATA_DIR": str(self.folder), "MOBD_LOG_FORMAT": "json"}
+        env |= {"MOBD_HTTP_LISTEN": "off"}
         if self.url is not None:
             env["MOBD_DATABASE_URL"] = self.url
         return env | {f"MOBD_{name.upper()}": str(value) for name, value in settings.items()}

@@ -212,7 +212,11 @@ class Demo:
         return report
 
     async def _serve(self) -> None:
-        settings = {"MOBD_LISTEN": self._target, "MOBD_DATA_DIR": str(self._folder / "data")}
+        settings = {
+            "MOBD_LISTEN": self._target,
+            "MOBD_HTTP_LISTEN": "off",
+            "MOBD_DATA_DIR": str(self._folder / "data"),
+        }
         pid = await self._processes.start("server", "-m", "mobd_server", "serve", **settings)
         self.servers.append(pid)
         print(f"server: pid {pid} on {self._target}, data in {self._folder / 'data'}", flush=True)

@@ -7,12 +7,14 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version as version_of
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from alembic.util import CommandError
 from msgspec import Struct
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, make_wsgi_app
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +24,8 @@ from mobd_server.actors.journal import Journal
 from mobd_server.actors.publisher import Publisher
 from mobd_server.actors.registry import Keep, Registry
 from mobd_server.actors.upkeep import Keeping
+from mobd_server.adapters.metrics.gauges import Gauges
+from mobd_server.adapters.metrics.meters import Meters
 from mobd_server.adapters.rpc.agents import AgentServicer
 from mobd_server.adapters.rpc.bridge import BridgeServicer
 from mobd_server.adapters.rpc.events import EventServicer
@@ -39,15 +43,18 @@ from mobd_server.adapters.sql.rebuilding import RebuilderProcess
 from mobd_server.adapters.sql.store import SqlStore
 from mobd_server.adapters.sql.writer import SqlWriter
 from mobd_server.adapters.system import SystemClock, system_ids, system_jitter
-from mobd_server.config import Config
+from mobd_server.adapters.web import PortTaken, Web
+from mobd_server.config import OFF, Config
 from mobd_server.errors import MobdError
 from mobd_server.services.agents import Agents
 from mobd_server.services.bridge import Bridge
+from mobd_server.services.census import Census
 from mobd_server.services.events import Events
 from mobd_server.services.live import AgentEvents
 from mobd_server.services.members import Members
 from mobd_server.services.mobs import Mobs
 from mobd_server.services.operations import Operations
+from mobd_server.services.readiness import Readiness
 from mobd_server.services.runs import Runs
 from mobd_server.services.server import server_info
 from mobd_server.services.state import States
@@ -87,6 +94,10 @@ class Server(Struct):
     journal: Journal
     rpc: RpcServer
     rebuilder: RebuilderProcess
+    readiness: Readiness
+    metrics: CollectorRegistry
+    # None: it is turned off.
+    web: Web | None = None
 
 
 def run(config: Config) -> None:
@@ -110,20 +121,28 @@ async def serving(config: Config) -> AsyncIterator[Server]:
         revision = _ready(database.engine)
         server, writer, store = _compose(config, database.engine)
         try:
+            _begin_web(server)
             server.address = await server.rpc.start()
-        except AddressTaken:
+        except (AddressTaken, PortTaken) as taken:
+            _end_web(server)
             writer.close()
             await store.close()
+            name, value = (
+                ("MOBD_LISTEN", config.listen)
+                if isinstance(taken, AddressTaken)
+                else ("MOBD_HTTP_LISTEN", config.http_listen)
+            )
             raise CannotStart(
-                f"{config.listen} can't be listened on: another server may have it; set MOBD_LISTEN to a free one"
+                f"{value} can't be listened on: another server may have it; set {name} to a free one"
             ) from None
-        _say_serving(config, server.address, database.engine, revision)
+        _say_serving(server, database.engine, revision)
         try:
             await _recover(server)
             _settle_heap()
             yield server
         finally:
             await _drain(server)
+            _end_web(server)
             await server.rebuilder.close()
             writer.close()
             await store.close()
@@ -155,18 +174,21 @@ def _settle_heap() -> None:
 
 
 async def _recover(server: Server) -> None:
-    server.journal.on_change(lambda down: server.rpc.set_serving(not down))
+    readiness = server.readiness
+    server.journal.on_change(lambda _: server.rpc.set_serving(not readiness.refusal()))
     try:
         await server.registry.recover()
     except MobdError as error:
         raise CannotStart(f"what the mobs owe can't be read: {error.message}") from None
-    if not server.journal.down:
+    readiness.recovered = True
+    if not readiness.refusal():
         await server.rpc.serve()
 
 
 async def _drain(server: Server) -> None:
     """Leave in an order in which nobody who still waits is left without an answer."""
     log.info("draining", extra={"drain_s": server.config.drain_s})
+    server.readiness.leaving = True
     await server.rpc.leave()
     server.hub.drain()
     server.publisher.close()
@@ -177,7 +199,9 @@ async def _drain(server: Server) -> None:
 def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStore]:
     clock = SystemClock()
     store, writer = SqlStore(engine), SqlWriter(engine)
-    journal = Journal(writer, clock, config.journal_slots)
+    metrics = CollectorRegistry()
+    meters = Meters(metrics)
+    journal = Journal(writer, clock, config.journal_slots, meters)
     publisher = Publisher(store, clock)
     terms = Terms(config.heartbeat_s, config.lease_s, config.grace_s, config.accept_s, config.hello_s)
     hub = Hub(journal, store, clock, terms)
@@ -213,8 +237,30 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
             reflection=config.reflection,
         ),
         servicers,
+        lambda method, streams: meters.rpc(method, streams=streams),
     )
-    return Server(config, "", registry, publisher, hub, journal, rpc, rebuilder), writer, store
+    readiness = Readiness(journal, registry)
+    _show(metrics, Census(registry, publisher, hub, journal, clock), readiness, config, store.name)
+    return Server(config, "", registry, publisher, hub, journal, rpc, rebuilder, readiness, metrics), writer, store
+
+
+def _show(metrics: CollectorRegistry, census: Census, readiness: Readiness, config: Config, store: str) -> None:
+    """Add to `metrics` what is counted when somebody asks."""
+    build = {"version": version_of("mobd"), "store": store}
+    metrics.register(Gauges(census, readiness, config.journal_slots, build, asyncio.get_running_loop()))
+    ProcessCollector(registry=metrics)
+    GCCollector(registry=metrics)
+
+
+def _begin_web(server: Server) -> None:
+    if server.config.http_listen != OFF:
+        loop, refusal = asyncio.get_running_loop(), server.readiness.refusal
+        server.web = Web(server.config.http_listen, make_wsgi_app(server.metrics), refusal, loop)
+
+
+def _end_web(server: Server) -> None:
+    if server.web is not None:
+        server.web.close()
 
 
 @contextmanager
@@ -264,11 +310,13 @@ def _cause(error: SQLAlchemyError) -> str:
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
-def _say_serving(config: Config, address: str, engine: Engine, revision: str) -> None:
+def _say_serving(server: Server, engine: Engine, revision: str) -> None:
+    config, address = server.config, server.address
     log.info(
         "serving",
         extra={
             "address": address,
+            "http": server.web.address if server.web is not None else OFF,
             "store": engine.dialect.name,
             "schema": revision,
             **sql.durability(engine),

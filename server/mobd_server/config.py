@@ -20,6 +20,8 @@ PREFIX: Final = "MOBD_"
 CONFIG_VARIABLE: Final = "MOBD_CONFIG"
 SECRETS: Final = Path("/run/secrets")
 SECRETS_VARIABLE: Final = "MOBD_SECRETS_DIR"
+# What turns a part of the server off.
+OFF: Final = "off"
 # Read by clients and agents, which may share an environment with the server.
 CLIENT_VARIABLES: Final = frozenset({"MOBD_TARGET", "MOBD_HOST_ID"})
 # Set by Kubernetes in every container beside a service that is named mobd.
@@ -39,6 +41,9 @@ class Config(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True)
 
     listen: str = Field("127.0.0.1:7780", description="Address and port for gRPC; port 0 takes any free one.")
+    http_listen: str = Field(
+        "127.0.0.1:7781", description="Address and port for /metrics, /healthz and /readyz over HTTP; off turns it off."
+    )
     data_dir: Path = Field(Path("mobd-data"), description="Directory of the SQLite database and the lock file.")
     database_url: SecretStr | None = Field(
         None, description="postgresql://user:password@host/name, or sqlite:///path; not set: SQLite in data_dir."
@@ -99,9 +104,17 @@ class Config(BaseSettings):
     @field_validator("listen")
     @classmethod
     def _an_address(cls, value: str) -> str:
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65_535:
+        if not _is_address(value):
             raise ValueError("must be an address and a port such as 127.0.0.1:7780 or [::]:7780")
+        return value
+
+    @field_validator("http_listen")
+    @classmethod
+    def _an_address_or_off(cls, value: str) -> str:
+        if value in ("", OFF):
+            return OFF
+        if not _is_address(value):
+            raise ValueError(f"must be {OFF}, or an address and a port such as 127.0.0.1:7781 or [::]:7781")
         return value
 
     @field_validator("database_url", mode="after")
@@ -134,6 +147,11 @@ class Config(BaseSettings):
     def beyond_this_machine(self) -> bool:
         """Whether others than this machine can reach the server."""
         return self.host not in ("localhost", "[::1]") and not self.host.startswith("127.")
+
+
+def _is_address(value: str) -> bool:
+    host, _, port = value.rpartition(":")
+    return bool(host) and port.isdecimal() and int(port) <= 65_535
 
 
 def load(file: Path | None = None, **flags: Any) -> Config:

@@ -14,7 +14,19 @@ from mobd_server.machines.commands import Ids
 from mobd_server.machines.records import Append, MessageRow, OperationRow, Record, RunRow
 from mobd_server.machines.sections import Part
 
-__all__ = ["Clock", "Ids", "IdsFactory", "Rebuilder", "Result", "Snapshot", "Store", "Timer", "Writer"]
+__all__ = [
+    "CallMeter",
+    "Clock",
+    "Ids",
+    "IdsFactory",
+    "JournalMeter",
+    "Rebuilder",
+    "Result",
+    "Snapshot",
+    "Store",
+    "Timer",
+    "Writer",
+]
 
 
 class Timer(Protocol):
@@ -87,6 +99,20 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Wait for what is in flight and release every resource."""
+
+
+class JournalMeter(Protocol):
+    """Counts what the journal does."""
+
+    def group(self, results: Sequence[Result], queued_s: float, commit_s: float) -> None:
+        """Count a group that returned: how long its oldest append was queued, and how long the writer had it."""
+
+
+class CallMeter(Protocol):
+    """Counts the calls of one method."""
+
+    def ended(self, code: str, seconds: float) -> None:
+        """Count a call that ended with the gRPC status `code`, `seconds` after it began."""
 
 
 class Snapshot(Struct, gc=False):

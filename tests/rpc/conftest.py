@@ -21,7 +21,7 @@ async def speaking(config: Config) -> AsyncIterator[Speaker]:
 
 
 def settings(folder: Path, **more: Any) -> Config:
-    return load(listen="127.0.0.1:0", data_dir=folder / "data", drain_s=5.0, **more)
+    return load(**{"listen": "127.0.0.1:0", "http_listen": "off", "data_dir": folder / "data", "drain_s": 5.0, **more})
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,9 @@ def free_port() -> int:
 def environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment without any MOBD_ setting of its own, and with `settings`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MOBD_")}
-    return {**kept, "PYTHONUNBUFFERED": "1", "GRPC_VERBOSITY": "NONE", **settings}
+    # Servers of several tests run at once, and there is one default port.
+    ours = {"PYTHONUNBUFFERED": "1", "GRPC_VERBOSITY": "NONE", "MOBD_HTTP_LISTEN": "off"}
+    return {**kept, **ours, **settings}
 
 
 class Process:

@@ -439,6 +439,7 @@ class Crew:
             presence.connection.send(a.SendUnassign(presence.attachment_id, member_id, fence, reason))
 
     def _suspend(self, presence: Presence) -> None:
+        self._shared.suspensions += 1
         presence.suspended = True
         presence.forget()
         self.connected.discard(presence.attachment_id)

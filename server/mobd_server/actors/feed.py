@@ -4,7 +4,7 @@ A follower is a cursor into the log. It reads the store up to where the feed's t
 the tail holds a bounded number of bytes, once for all followers, and only while there are any.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -62,6 +62,11 @@ class Feed:
     def watched(self) -> bool:
         """Whether anybody follows the mob or waits for it."""
         return bool(self._subscriptions or self.watches)
+
+    @property
+    def subscriptions(self) -> Collection["Subscription"]:
+        """Those who follow the mob; a view that changes with time."""
+        return self._subscriptions
 
     def publish(self, records: Sequence[Record]) -> None:
         """Show durable events, each exactly once and in the order of the log."""

@@ -6,7 +6,7 @@ release, and tells mobs what it finds out: that an agent is gone, does not answe
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Container, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 from mobd_server.actors.actor import MobActor
@@ -17,6 +17,7 @@ from mobd_server.actors.intake import Intake, hello_missing
 from mobd_server.actors.journal import Journal
 from mobd_server.actors.live import Live
 from mobd_server.actors.patience import Patience
+from mobd_server.actors.presence import Presence
 from mobd_server.actors.shared import Mobs, Shared
 from mobd_server.errors import Draining
 from mobd_server.machines.answers import AgentReaction
@@ -71,6 +72,16 @@ class Hub:
     def connections(self) -> int:
         """How many streams are open."""
         return len(self._connections)
+
+    @property
+    def suspensions(self) -> int:
+        """How often an agent was suspended, ever: its stream ended or fell silent, or its mob was read anew."""
+        return 0 if self._shared is None else self._shared.suspensions
+
+    def presences(self) -> Iterator[Presence]:
+        """Return what is known of the agents of all mobs; look at it in one tick."""
+        for crew in self._crews.values():
+            yield from crew.presences.values()
 
     # What actors and their registry see: links.Hub.
 

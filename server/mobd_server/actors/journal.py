@@ -15,7 +15,7 @@ from mobd_server.actors.bell import wake
 from mobd_server.actors.links import Appender
 from mobd_server.errors import Exhausted, JournalDown, JournalFull, Unavailable
 from mobd_server.machines.records import Append
-from mobd_server.ports import Clock, Result, Timer, Writer
+from mobd_server.ports import Clock, JournalMeter, Result, Timer, Writer
 
 SLOTS: Final = 4_096
 # Groups of this size and more are followed by one that is collected for a while.
@@ -35,33 +35,43 @@ class Journal:
         "_in_flight",
         "_listeners",
         "_loop",
+        "_meter",
         "_open_slots",
         "_owners",
         "_planned",
         "_rows",
+        "_sent_at",
+        "_since",
         "_slots",
         "_taken",
         "_target",
+        "_times",
         "_waiting",
         "_window",
         "_writer",
         "down",
     )
 
-    def __init__(self, writer: Writer, clock: Clock, slots: int = SLOTS) -> None:
+    def __init__(self, writer: Writer, clock: Clock, slots: int = SLOTS, meter: JournalMeter | None = None) -> None:
         self._writer = writer
         self._clock = clock
+        self._meter = meter
         self._loop = asyncio.get_running_loop()
         self._slots = slots
         # A tenth is kept for what must not fail: settlements, timers, leases.
         self._open_slots = slots - slots // 10
         # Appends that are queued or in flight.
         self._taken = 0
-        # The queue, as two lists in step: the first is handed to the writer as it is.
+        # The queue, as three lists in step: the first is handed to the writer as it is, the last says since when each
+        # of them waits, in monotonic seconds.
         self._appends: list[Append] = []
         self._owners: list[Appender] = []
+        self._times: list[float] = []
         self._rows = 0
         self._in_flight: tuple[list[Append], list[Appender]] | None = None
+        # Of what is in flight: since when its oldest append waits, and when it was handed over.
+        self._since = 0.0
+        self._sent_at = 0.0
         # A hand-over is planned for the end of the tick.
         self._planned = False
         # While a window is open: how many appends end it early. 0: no window.
@@ -71,6 +81,18 @@ class Journal:
         self._listeners: list[Callable[[bool], None]] = []
         self._drained: list[asyncio.Future[None]] | None = None
         self.down = False
+
+    @property
+    def waiting(self) -> int:
+        """How many appends are queued or in flight."""
+        return self._taken
+
+    @property
+    def age_s(self) -> float:
+        """Since how many seconds the oldest append waits to be durable; 0 if none does."""
+        if self._in_flight is not None:
+            return self._clock.monotonic() - self._since
+        return self._clock.monotonic() - self._times[0] if self._times else 0.0
 
     def refusal(self, kept: bool = False) -> Unavailable | Exhausted | None:
         """Return why nothing can be appended now, or None, which holds until the end of the tick's next `submit`.
@@ -93,6 +115,7 @@ class Journal:
         """Queue `append`; `owner` hears of it exactly once, never from within this call."""
         self._appends.append(append)
         self._owners.append(owner)
+        self._times.append(self._clock.monotonic())
         self._rows += len(append.records) + len(append.messages)
         self._taken += 1
         if self._in_flight is not None:
@@ -146,9 +169,10 @@ class Journal:
             self._window = None
         if self._in_flight is not None or not self._appends:
             return
+        self._since, self._sent_at = self._times[0], self._clock.monotonic()
         if self._rows <= MAX_ROWS:
             group = (self._appends, self._owners)
-            self._appends, self._owners, self._rows = [], [], 0
+            self._appends, self._owners, self._times, self._rows = [], [], [], 0
         else:
             group = self._take()
         self._in_flight = group
@@ -164,7 +188,7 @@ class Journal:
             count += 1
             rows += size
         group = (self._appends[:count], self._owners[:count])
-        del self._appends[:count], self._owners[:count]
+        del self._appends[:count], self._owners[:count], self._times[:count]
         self._rows -= rows
         return group
 
@@ -172,6 +196,8 @@ class Journal:
         assert self._in_flight is not None
         appends, owners = self._in_flight
         self._taken -= len(appends)
+        if self._meter is not None:
+            self._meter.group(results, self._sent_at - self._since, self._clock.monotonic() - self._sent_at)
         try:
             self._tell(appends, owners, results)
         finally:
@@ -215,10 +241,12 @@ class Journal:
         self._clock.call_later(PROBE_S, self._probe)
 
     def _drop(self, lost: Container[Appender]) -> None:
-        kept = [(append, owner) for append, owner in zip(self._appends, self._owners, strict=True) if owner not in lost]
+        queued = zip(self._appends, self._owners, self._times, strict=True)
+        kept = [one for one in queued if one[1] not in lost]
         self._taken -= len(self._appends) - len(kept)
-        self._appends = [append for append, _ in kept]
-        self._owners = [owner for _, owner in kept]
+        self._appends = [append for append, _, _ in kept]
+        self._owners = [owner for _, owner, _ in kept]
+        self._times = [at for _, _, at in kept]
         self._rows = sum(len(append.records) + len(append.messages) for append in self._appends)
         self._tell_drained()
 

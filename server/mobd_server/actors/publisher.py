@@ -4,7 +4,7 @@ A mob's feed begins at the head of its first load in this process, so a reader o
 nothing to wait for: load it first.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from mobd_server.actors.feed import Feed, Subscription
 from mobd_server.actors.watch import MOB_KEY, Watch, input_key, life_key, member_key, operation_key
@@ -43,6 +43,10 @@ class Publisher:
     def feed(self, mob_id: str) -> Feed | None:
         """Return the mob's feed, if it was ever loaded."""
         return self._feeds.get(mob_id)
+
+    def feeds(self) -> Collection[Feed]:
+        """Return all feeds; a view that changes with time."""
+        return self._feeds.values()
 
     def watched(self, mob_id: str) -> bool:
         """Whether anybody follows the mob or waits for it."""

@@ -8,7 +8,7 @@ itself, else at the next touch. One mob that can't be read never keeps another f
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -103,6 +103,11 @@ class Registry:
     def loaded(self) -> int:
         """How many mobs are in memory."""
         return len(self._actors)
+
+    @property
+    def actors(self) -> Collection[MobActor]:
+        """The mobs that are in memory; a view that changes with time. To look is not to use."""
+        return self._actors.values()
 
     def get(self, mob_id: str) -> MobActor | None:
         """Return the mob if it is in memory."""

@@ -39,6 +39,8 @@ class Shared(Struct):
     live: Live
     later: Callable[[Callable[[], None]], None]
     spawn: Callable[[Coroutine[Any, Any, None]], None]
+    # How often an agent was suspended, ever.
+    suspensions: int = 0
 
     def tell(self, mob_id: str, command: Command, then: Receiver | None = None, call: Call = HUB) -> bool:
         """Have a mob decide what the hub found out; return False if that is not possible now."""

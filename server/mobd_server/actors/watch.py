@@ -184,6 +184,10 @@ class Watches:
     def __bool__(self) -> bool:
         return bool(self._by_key)
 
+    def __len__(self) -> int:
+        # Every watch listens to the mob's key.
+        return len(self._by_key.get(MOB_KEY, ()))
+
     def add(self, watch: Watch) -> None:
         """Begin to notify `watch`."""
         for key in watch.keys:

@@ -8,6 +8,7 @@ wrapper as bytes: a deserialiser that fails inside gRPC would answer UNKNOWN. An
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from hashlib import sha256
@@ -19,10 +20,12 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from mobd_server.actors.calling import Calling, begin
 from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc import status
 from mobd_server.adapters.rpc.validate import checker
 from mobd_server.errors import Draining, FieldInvalid, Internal, MobdError, Undecodable
+from mobd_server.ports import CallMeter
 
 Answer = Message | bytes
 Unary = Callable[[Any, Call], Awaitable[Answer]]
@@ -32,7 +35,15 @@ BothStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Answer]]
 Methods = dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
+# Who counts the calls of a method, such as mobd.v1.BridgeService/Deliver, that streams or does not.
+MeterOf = Callable[[str, bool], CallMeter]
+
 PRINCIPAL: Final = "anonymous"
+OK: Final = "OK"
+# What is left of a call when nothing else ended it: its caller did, or its deadline.
+CANCELLED: Final = "CANCELLED"
+# How those end who come when the server leaves.
+TURNED_AWAY: Final = grpc.StatusCode.UNAVAILABLE.name
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 log: Final = logging.getLogger(__name__)
@@ -101,7 +112,20 @@ class OneLookUp(grpc.GenericRpcHandler):
         return self._methods.get(handler_call_details.method)
 
 
-def service_handler(service: ServiceDescriptor, servicers: Sequence[object], gate: Gate) -> Methods:
+class Uncounted:
+    """A ports.CallMeter that counts nothing."""
+
+    def ended(self, code: str, seconds: float) -> None:
+        """Do nothing."""
+
+
+def _uncounted(_method: str, _streams: bool) -> CallMeter:
+    return Uncounted()
+
+
+def service_handler(
+    service: ServiceDescriptor, servicers: Sequence[object], gate: Gate, meter_of: MeterOf = _uncounted
+) -> Methods:
     """Return the handlers of a service by path; each of its methods must be on exactly one of `servicers`."""
     handlers = {}
     for method in service.methods:
@@ -109,15 +133,15 @@ def service_handler(service: ServiceDescriptor, servicers: Sequence[object], gat
         if len(found) != 1:
             message = f"{service.full_name}.{method.name} has {len(found)} servicers instead of one"
             raise TypeError(message)
-        handlers[f"/{service.full_name}/{method.name}"] = _handler(service.full_name, method, found[0], gate)
+        handlers[f"/{service.full_name}/{method.name}"] = _handler(service.full_name, method, found[0], gate, meter_of)
     return handlers
 
 
 def _handler(
-    service: str, method: MethodDescriptor, behaviour: Any, gate: Gate
+    service: str, method: MethodDescriptor, behaviour: Any, gate: Gate, meter_of: MeterOf
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    path = f"/{service}/{method.name}"
-    door = Door(path, method, gate)
+    name = f"{service}/{method.name}"
+    door = Door(f"/{name}", method, gate, meter_of(name, method.client_streaming or method.server_streaming))
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(_both_stream(door, behaviour))
     if method.server_streaming:
@@ -128,13 +152,15 @@ def _handler(
 class Door:
     """What one method does with a request before its servicer sees it."""
 
-    def __init__(self, path: str, method: MethodDescriptor, gate: Gate) -> None:
+    def __init__(self, path: str, method: MethodDescriptor, gate: Gate, meter: CallMeter) -> None:
         self.path = path
         self.gate = gate
+        self.meter = meter
         self._type = method.input_type.full_name
         self._decode = GetMessageClass(method.input_type).FromString
         self._check = checker(method.input_type)
         fields = method.input_type.fields_by_name
+        self._has_mob_id = "mob_id" in fields
         self._has_request_id = "request_id" in fields
         self._has_validate_only = "validate_only" in fields
         self._has_acting = "acting" in fields
@@ -157,11 +183,17 @@ class Door:
                 return Call(PRINCIPAL, value)
         return Call(PRINCIPAL)
 
-    def unary_call(self, request: Any, context: Context) -> Call:
-        """Return the call of one request: with the caller's key, as whose agent it acts, and whether it only asks."""
+    def unary_call(self, request: Any, context: Context, calling: Calling) -> Call:
+        """Return the call of one request: with the caller's key, as whose agent it acts, and whether it only asks.
+
+        What log lines name of it goes to `calling`.
+        """
         call = self.call(context)
+        calling.principal = call.principal
+        if self._has_mob_id:
+            calling.mob_id = request.mob_id
         if self._has_request_id and request.request_id:
-            call.request_id = request.request_id
+            call.request_id = calling.request_id = request.request_id
             call.request_hash = self._hash(request)
         if self._has_validate_only and request.validate_only:
             call.validate_only = True
@@ -180,28 +212,40 @@ class Door:
 
 
 def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    async def answer(raw: bytes, context: Context, calling: Calling) -> bytes:
+        request = door.request(raw)
+        answer = await behaviour(request, door.unary_call(request, context, calling))
+        return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
     async def handle(raw: bytes, context: Context) -> bytes:
-        if door.gate.closed:
-            return await door.gate.turn_away(context)
-        with door.gate:
-            try:
-                request = door.request(raw)
-                answer = await behaviour(request, door.unary_call(request, context))
-                return answer if isinstance(answer, bytes) else answer.SerializeToString()
-            except MobdError as error:
-                failure = error
-            except Exception as bug:  # noqa: BLE001 whatever it is, the caller learns an error id and nothing else
-                failure = _internal(door.path, bug)
-            return await refuse(context, failure)
+        began, code, calling = time.perf_counter(), CANCELLED, begin(door.path)
+        try:
+            if door.gate.closed:
+                code = TURNED_AWAY
+                await door.gate.turn_away(context)
+            with door.gate:
+                try:
+                    answered = await answer(raw, context, calling)
+                    code = OK
+                    return answered
+                except MobdError as error:
+                    failure = error
+                except Exception as bug:  # noqa: BLE001 whatever it is, the caller learns an error id and nothing else
+                    failure = _internal(door.path, bug)
+                code = status.code_of(failure).name
+                return await refuse(context, failure)
+        finally:
+            calling.ended = True
+            door.meter.ended(code, time.perf_counter() - began)
 
     return handle
 
 
 def _server_stream(door: Door, behaviour: ServerStream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def handle(raw: bytes, context: Context) -> AsyncIterator[bytes]:
-        def answers() -> AsyncIterator[Answer]:
+        def answers(calling: Calling) -> AsyncIterator[Answer]:
             request = door.request(raw)
-            return behaviour(request, door.unary_call(request, context))
+            return behaviour(request, door.unary_call(request, context, calling))
 
         async with aclosing(cast("Any", _stream(door, answers, context))) as stream:
             async for answer in stream:
@@ -216,8 +260,10 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
             async for raw in raws:
                 yield door.request(raw)
 
-        def answers() -> AsyncIterator[Answer]:
-            return behaviour(requests(), door.call(context))
+        def answers(calling: Calling) -> AsyncIterator[Answer]:
+            call = door.call(context)
+            calling.principal = call.principal
+            return behaviour(requests(), call)
 
         async with aclosing(cast("Any", _stream(door, answers, context))) as stream:
             async for answer in stream:
@@ -226,20 +272,30 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
     return handle
 
 
-async def _stream(door: Door, begin: Callable[[], AsyncIterator[Answer]], context: Context) -> AsyncIterator[bytes]:
-    if door.gate.closed:
-        await door.gate.turn_away(context)
-    with door.gate:
-        try:
-            async with aclosing(cast("Any", begin())) as answers:
-                async for answer in answers:
-                    yield answer if isinstance(answer, bytes) else answer.SerializeToString()
-            return
-        except MobdError as error:
-            failure = error
-        except Exception as bug:  # noqa: BLE001 as above
-            failure = _internal(door.path, bug)
-        await refuse(context, failure)
+async def _stream(
+    door: Door, open_answers: Callable[[Calling], AsyncIterator[Answer]], context: Context
+) -> AsyncIterator[bytes]:
+    began, code, calling = time.perf_counter(), CANCELLED, begin(door.path)
+    try:
+        if door.gate.closed:
+            code = TURNED_AWAY
+            await door.gate.turn_away(context)
+        with door.gate:
+            try:
+                async with aclosing(cast("Any", open_answers(calling))) as answers:
+                    async for answer in answers:
+                        yield answer if isinstance(answer, bytes) else answer.SerializeToString()
+                code = OK
+                return
+            except MobdError as error:
+                failure = error
+            except Exception as bug:  # noqa: BLE001 as above
+                failure = _internal(door.path, bug)
+            code = status.code_of(failure).name
+            await refuse(context, failure)
+    finally:
+        calling.ended = True
+        door.meter.ended(code, time.perf_counter() - began)
 
 
 def _internal(path: str, bug: Exception) -> Internal:

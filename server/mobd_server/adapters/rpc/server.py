@@ -21,7 +21,7 @@ from mobd.v1 import (
     runs_pb2,
     server_pb2,
 )
-from mobd_server.adapters.rpc.handlers import Gate, OneLookUp, service_handler
+from mobd_server.adapters.rpc.handlers import Gate, MeterOf, OneLookUp, service_handler
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
     service
@@ -69,14 +69,14 @@ class Transport(Struct, frozen=True):
 class RpcServer:
     """Serves mobd's services, gRPC health and reflection on one address; `servicers` by the name of their service."""
 
-    def __init__(self, transport: Transport, servicers: Mapping[str, Sequence[object]]) -> None:
+    def __init__(self, transport: Transport, servicers: Mapping[str, Sequence[object]], meter_of: MeterOf) -> None:
         self._server = grpc.aio.server(options=_options(transport))
         self._health = health.aio.HealthServicer()
         self._names = [service.full_name for service in SERVICES]
         self._gate = Gate()
         self._changes: set[asyncio.Task[None]] = set()
         self._listen = transport.listen
-        handlers = [service_handler(service, servicers[service.name], self._gate) for service in SERVICES]
+        handlers = [service_handler(service, servicers[service.name], self._gate, meter_of) for service in SERVICES]
         self._server.add_generic_rpc_handlers([OneLookUp(handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if transport.reflection:
