@@ -35,6 +35,7 @@ COPY --from=build --chown=10001:10001 /volume/mobd /var/lib/mobd
 ENV PATH=/opt/mobd/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     MOBD_LISTEN=0.0.0.0:7780 \
+    MOBD_HTTP_LISTEN=0.0.0.0:7781 \
     MOBD_DATA_DIR=/var/lib/mobd
 
 USER 10001:10001

@@ -1,13 +1,16 @@
 """docker-compose.yml: its parts fit, and its services do together what it says."""
 
 import asyncio
+import shutil
 import stat
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 from tests.deploy.image import Builder
 from tests.deploy.services import Database, Host, composed, seconds
 from tests.support.processes import ROOT, free_port
@@ -124,6 +127,7 @@ async def test_the_services_come_up_in_their_order_and_go_on_after_a_stop(servic
     assert SERVICES["server"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     server = services.start("server")
     await services.healthy(server, "server")
+    assert "mobd_" in scraped(services, "server")
     grace_s = seconds(SERVICES["server"]["stop_grace_period"])
     async with mobd.Client(services.target(7780)) as client:
         await client.create_mob("m", {"profiles": {"lead": {}}})
@@ -160,13 +164,39 @@ async def test_without_the_password_nobody_reaches_the_database(services: Host) 
     assert "another" not in refused.output()
 
 
-def test_prometheus_asks_a_port_that_the_server_has(built: Builder) -> None:
+def scraped(services: Host, name: str) -> str:
+    """Return the names of the metrics that Prometheus gets from a service, asked as deploy/prometheus.yml says."""
+    [target] = [one for one in targets() if one.startswith(f"{name}:")]
+    address = services.target(int(target.rpartition(":")[2]))
+    with urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        return " ".join(family.name for family in text_string_to_metric_families(answer.read().decode()))
+
+
+def targets() -> list[str]:
     configured = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
-    targets = [
-        target for job in configured["scrape_configs"] for group in job["static_configs"] for target in group["targets"]
+    return [
+        str(target)
+        for job in configured["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
     ]
-    assert targets
-    for target in targets:
-        host, _, port = target.partition(":")
-        assert int(port) in (built.image.ports if host in OURS else [9090])
-        assert host == "localhost" or set(SERVICES[host]["networks"]) & set(SERVICES["prometheus"]["networks"])
+
+
+def test_prometheus_shares_a_network_with_what_it_asks() -> None:
+    prometheus = SERVICES["prometheus"]
+    assert {target.partition(":")[0] for target in targets()} == {"server", "localhost"}
+    assert set(SERVICES["server"]["networks"]) & set(prometheus["networks"])
+    [own] = [target for target in targets() if target.startswith("localhost:")]
+    assert f"127.0.0.1:{own.partition(':')[2]}/" in prometheus["healthcheck"]["test"][-1]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
+def test_prometheus_takes_its_configuration() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "config", str(ROOT / "deploy" / "prometheus.yml")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
