@@ -64,7 +64,7 @@ class Play(RuleBasedStateMachine):
         self.steps = 0
         self.fresh = 0
         # Small slices end in the midst of things; the bound is a constant of the server.
-        slices.SLICE_EVENTS = slice_events  # type: ignore[misc]
+        slices.SLICE_EVENTS = slice_events  # type: ignore[misc]  # a smaller bound, for this example
         profiles = {name: Profile(name, silent_intents=SILENT[name], run_timeout_s=TIMEOUTS[name]) for name in TIMEOUTS}
         self.step(c.CreateMob(Definition("mob", profiles=profiles), {}, "log", start))
         if staffed:
@@ -78,7 +78,7 @@ class Play(RuleBasedStateMachine):
             if sys.exc_info()[0] is None:
                 self.rest()
         finally:
-            slices.SLICE_EVENTS = SLICES[-1]  # type: ignore[misc]
+            slices.SLICE_EVENTS = SLICES[-1]  # type: ignore[misc]  # the bound as it was
 
     def rest(self) -> None:
         """Let what there is come to its end."""
