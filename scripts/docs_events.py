@@ -95,7 +95,7 @@ MEANINGS: Final = {
 
 INTRO: Final = """# Events
 
-What can be in a mob's log, by kind and version. The stored payload is JSON; a field that has its default may be left out.
+What can be in a mob's log, by kind and version. The stored payload is JSON; a field with its default may be left out.
 A changed meaning is a new kind, and new kinds and fields may appear, so that readers pass over what they do not know.
 Beside its payload an event has `seq`, `time`, and where they apply `member_id`, `run_id`, `request_id`, `principal` and
 `traceparent`: see [Event](api.md#event). Times within payloads are microseconds since 1970, UTC.
