@@ -345,7 +345,8 @@ class Mob(Struct, gc=False):
     waiting: dict[str, list[tuple[int, str]]] = {}
     # What the clock must be looked at for, sorted: (µs, what, member_id or run_id).
     timers: list[tuple[int, Due, str]] = []
-    # Retired members that still have something to do or an agent, and members that left the roster.
+    # Members that are retired or leave, until they are off the roster or respawned; then what is remembered of members
+    # that left.
     draining: dict[str, None] = {}
     former: dict[str, Former] = {}
     # Keys of `former`, in the order in which they left.
