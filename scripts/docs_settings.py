@@ -14,6 +14,7 @@ from mobd_server.config import CONFIG_VARIABLE, PREFIX, SECRETS, Config
 BESIDE: Final = {
     "MOBD_TARGET": "Where clients, agents and the command line find the server; `localhost:7780` if it is not set.",
     "MOBD_HOST_ID": "The `host_id` of an agent, unless its program names one; random per process if neither does.",
+    "MOBD_TOKEN": "The token by which a server knows clients, agents and the command line, unless they are given one.",
     "MOBD_CONFIG": "The TOML file with settings; `--config` goes before it.",
     "MOBD_SECRETS_DIR": f"The directory of files with settings, instead of `{SECRETS}`.",
 }

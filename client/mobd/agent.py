@@ -53,7 +53,8 @@ class Agent:
     `host_id` names the agent over restarts of its process, so that a new process takes over at once; it is
     MOBD_HOST_ID or random if not given, and two agents must not share one. `drain_timeout` bounds in seconds how long
     a drain waits for runs. With `steer=True` the handler takes inputs that are meant for a run in flight: it calls
-    `ctx.take_steered()` now and then. Everything worth telling goes to the logger `mobd.agent`.
+    `ctx.take_steered()` now and then. `token` is what the server knows the agent's owner by, MOBD_TOKEN if it is not
+    given. Everything worth telling goes to the logger `mobd.agent`.
     """
 
     #: The first and the greatest pause before a reconnect, in seconds; jitter makes them shorter.
@@ -75,6 +76,7 @@ class Agent:
         host_id: str | None = None,
         drain_timeout: float | None = None,
         steer: bool = False,
+        token: str | None = None,
     ) -> None:
         all_roles = [*([role] if role else []), *roles]
         all_members = [*([member] if member else []), *members]
@@ -92,6 +94,7 @@ class Agent:
             host_id=host_id or os.environ.get("MOBD_HOST_ID") or f"host-{secrets.token_hex(8)}",
             incarnation=secrets.token_hex(8),
             steer=steer,
+            token=calls.token_of(token),
         )
         self._drain_timeout = drain_timeout
         self._handler: Handler | None = None

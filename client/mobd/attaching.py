@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import grpc
 
-from mobd import errors, statuses
+from mobd import calls, errors, statuses
 from mobd.holding import Frame, Held, Holding
 from mobd.live import LiveBuffer
 from mobd.outbox import Outbox
@@ -44,6 +44,8 @@ class Interests:
     host_id: str
     incarnation: str
     steer: bool = False
+    #: What the server knows the agent's owner by; empty: nothing is sent.
+    token: str = field(default="", repr=False)
 
 
 class Broken(Exception):
@@ -129,7 +131,9 @@ class Stream:
     async def run(self, channel: grpc.aio.Channel, leave: asyncio.Event) -> None:
         """Serve until `leave` is set; raise Broken, Superseded or AgentStopped if the stream ends before."""
         self.outbox.put(self._hello())
-        call = agents_pb2_grpc.AgentServiceStub(channel).Attach(wait_for_ready=False)
+        call = agents_pb2_grpc.AgentServiceStub(calls.authorized(channel, self._interests.token)).Attach(
+            wait_for_ready=False
+        )
         reader = asyncio.create_task(self._read(call))
         writer = asyncio.create_task(self._write(call))
         beats = asyncio.create_task(self._beat())

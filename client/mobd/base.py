@@ -27,9 +27,10 @@ class How(TypedDict, total=False):
 class Base:
     """A connection to a server, opened by the first call."""
 
-    def __init__(self, target: str | None = None, *, timeout: float = 30.0) -> None:
+    def __init__(self, target: str | None = None, *, token: str | None = None, timeout: float = 30.0) -> None:
         #: The server's address: as given, else MOBD_TARGET, else localhost:7780.
         self.target = calls.target_of(target)
+        self._token = calls.token_of(token)
         self._timeout = timeout
         self._open: Stubs | None = None
 
@@ -50,7 +51,7 @@ class Base:
     @property
     def _stubs(self) -> Stubs:
         if self._open is None:
-            self._open = Stubs(calls.open_channel(self.target))
+            self._open = Stubs(calls.authorized(calls.open_channel(self.target), self._token))
         return self._open
 
     async def _call(self, method: Callable[..., Awaitable[Answer]], request: Any, timeout: float | None) -> Answer:

@@ -29,6 +29,9 @@ class Client(MobCalls, MemberCalls, BridgeCalls, OperationCalls):
     over; then it raises what stood in the way. Reads return the message that was asked for, mutations the whole answer
     (with `cursor` and `replayed`), lists are async iterators over all pages. What the server refuses is raised, as the
     class of its reason (`mobd.MobNotFound`) under `mobd.Error`. Use it on one event loop; close it when done.
+
+    `token` is what the server knows the caller by, MOBD_TOKEN if it is not given; a server that takes only callers
+    with a token refuses others with TokenMissing or TokenUnknown, which are `mobd.Unauthenticated`.
     """
 
     async def ask(

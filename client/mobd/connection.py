@@ -132,7 +132,8 @@ class Connection:
         """Whether the stream that took the place of this one was opened by this agent too, and came late."""
         request = agents_pb2.ListAgentsRequest(mob_id=self._interests.mob_id, page_size=1000)
         try:
-            answer = await agents_pb2_grpc.AgentServiceStub(channel).ListAgents(request, timeout=5.0)
+            stub = agents_pb2_grpc.AgentServiceStub(calls.authorized(channel, self._interests.token))
+            answer = await stub.ListAgents(request, timeout=5.0)
         except grpc.aio.AioRpcError:
             return False
         mine = self._interests

@@ -351,6 +351,18 @@ class MobQuarantined(DataLoss):
     default_reason = "MOB_QUARANTINED"
 
 
+class TokenMissing(Unauthenticated):
+    """The server takes only callers with a token: give token=, or set MOBD_TOKEN."""
+
+    default_reason = "TOKEN_MISSING"
+
+
+class TokenUnknown(Unauthenticated):
+    """The server does not know the token: it was revoked, or is another server's."""
+
+    default_reason = "TOKEN_UNKNOWN"
+
+
 # Outcomes of a delivery, and of an input.
 
 

@@ -53,6 +53,8 @@ REASONS: Final[dict[str, type[Error]]] = {
         errors.RunNotFound,
         errors.SlowReader,
         errors.StaleFence,
+        errors.TokenMissing,
+        errors.TokenUnknown,
         errors.Unavailable,
         errors.Undecodable,
     )

@@ -53,8 +53,8 @@ class SyncClient:
     Calls run on a loop in a thread of their own; any number of threads may share one client. Close it when done.
     """
 
-    def __init__(self, target: str | None = None, *, timeout: float = 30.0) -> None:
-        self._client = Client(target, timeout=timeout)
+    def __init__(self, target: str | None = None, *, token: str | None = None, timeout: float = 30.0) -> None:
+        self._client = Client(target, token=token, timeout=timeout)
         self._thread = LoopThread("mobd-client")
         self._stop = weakref.finalize(self, self._thread.stop)
 

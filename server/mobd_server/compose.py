@@ -29,6 +29,7 @@ from mobd_server.adapters.metrics.meters import Meters
 from mobd_server.adapters.rpc.agents import AgentServicer
 from mobd_server.adapters.rpc.bridge import BridgeServicer
 from mobd_server.adapters.rpc.events import EventServicer
+from mobd_server.adapters.rpc.handlers import anyone
 from mobd_server.adapters.rpc.live import LiveServicer
 from mobd_server.adapters.rpc.members import MemberServicer
 from mobd_server.adapters.rpc.mobs import MobServicer
@@ -43,6 +44,7 @@ from mobd_server.adapters.sql.rebuilding import RebuilderProcess
 from mobd_server.adapters.sql.store import SqlStore
 from mobd_server.adapters.sql.writer import SqlWriter
 from mobd_server.adapters.system import SystemClock, system_ids, system_jitter
+from mobd_server.adapters.tokens import Tokens, TokensInvalid
 from mobd_server.adapters.web import PortTaken, Web
 from mobd_server.config import OFF, Config
 from mobd_server.errors import MobdError
@@ -98,6 +100,8 @@ class Server(Struct):
     metrics: CollectorRegistry
     # None: it is turned off.
     web: Web | None = None
+    # None: everybody may come.
+    tokens: Tokens | None = None
 
 
 def run(config: Config) -> None:
@@ -117,9 +121,10 @@ def migrate(config: Config) -> tuple[str, str]:
 @asynccontextmanager
 async def serving(config: Config) -> AsyncIterator[Server]:
     """Serve within the block, and drain at its end. Raises CannotStart."""
+    known = callers(config)
     with _database(config) as database:
         revision = _ready(database.engine)
-        server, writer, store = _compose(config, database.engine)
+        server, writer, store = _compose(config, database.engine, known)
         try:
             _begin_web(server)
             server.address = await server.rpc.start()
@@ -161,8 +166,40 @@ async def _run(config: Config) -> None:
 
     for number in SIGNALS:
         loop.add_signal_handler(number, tell)
-    async with serving(config):
+    # Whoever changes the tokens while the server starts must not end it.
+    changed = asyncio.Event()
+    if config.tokens_file is not None:
+        loop.add_signal_handler(signal.SIGHUP, changed.set)
+    async with serving(config) as server:
+        if server.tokens is not None:
+            loop.add_signal_handler(signal.SIGHUP, _read_again, server.tokens)
+            if changed.is_set():
+                _read_again(server.tokens)
         await told.wait()
+
+
+def callers(config: Config) -> Tokens | None:
+    """Return the callers that the settings name; None: everybody may come. Raises CannotStart."""
+    if config.tokens_file is not None:
+        try:
+            return Tokens(config.tokens_file)
+        except TokensInvalid as wrong:
+            raise CannotStart(str(wrong)) from None
+    if config.beyond_this_machine and not config.insecure_listen:
+        raise CannotStart(
+            f"on {config.listen} everybody who reaches this machine could do everything: set MOBD_TOKENS_FILE, or "
+            "MOBD_INSECURE_LISTEN=true if only those can whom you trust"
+        )
+    return None
+
+
+def _read_again(known: Tokens) -> None:
+    try:
+        known.reload()
+    except TokensInvalid as wrong:
+        log.error("tokens_kept", extra={"error": str(wrong), "tokens": len(known)})  # noqa: TRY400 it says what to do
+    else:
+        log.info("tokens_read", extra={"file": str(known.file), "tokens": len(known)})
 
 
 def _settle_heap() -> None:
@@ -196,7 +233,7 @@ async def _drain(server: Server) -> None:
     await server.registry.drain()
 
 
-def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStore]:
+def _compose(config: Config, engine: Engine, known: Tokens | None) -> tuple[Server, SqlWriter, SqlStore]:
     clock = SystemClock()
     store, writer = SqlStore(engine), SqlWriter(engine)
     metrics = CollectorRegistry()
@@ -224,7 +261,7 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
             StateServicer(States(registry, store, rebuilder)),
             LiveServicer(AgentEvents(registry, publisher, hub.live)),
         ],
-        "ServerService": [ServerServicer(server_info(config.node, store.name, config.journal_slots))],
+        "ServerService": [ServerServicer(server_info(config.node, store.name, _auth(config), config.journal_slots))],
     }
     rpc = RpcServer(
         Transport(
@@ -238,10 +275,12 @@ def _compose(config: Config, engine: Engine) -> tuple[Server, SqlWriter, SqlStor
         ),
         servicers,
         lambda method, streams: meters.rpc(method, streams=streams),
+        known.identify if known is not None else anyone,
     )
     readiness = Readiness(journal, registry)
     _show(metrics, Census(registry, publisher, hub, journal, clock), readiness, config, store.name)
-    return Server(config, "", registry, publisher, hub, journal, rpc, rebuilder, readiness, metrics), writer, store
+    server = Server(config, "", registry, publisher, hub, journal, rpc, rebuilder, readiness, metrics, tokens=known)
+    return server, writer, store
 
 
 def _show(metrics: CollectorRegistry, census: Census, readiness: Readiness, config: Config, store: str) -> None:
@@ -320,14 +359,20 @@ def _say_serving(server: Server, engine: Engine, revision: str) -> None:
             "store": engine.dialect.name,
             "schema": revision,
             **sql.durability(engine),
-            "auth": "none",
+            "auth": _auth(config),
             "data_dir": str(config.data_dir.resolve()),
             "node": config.node,
             "pid": os.getpid(),
         },
     )
     if config.beyond_this_machine:
-        log.warning("open_to_others", extra={"address": address, "auth": "none"})
+        # Nothing is encrypted: who can read the traffic has the tokens, too.
+        log.warning("open_to_others", extra={"address": address, "auth": _auth(config), "encrypted": False})
+
+
+def _auth(config: Config) -> str:
+    """Return how callers are known."""
+    return "none" if config.tokens_file is None else "tokens"
 
 
 def _loop_factory(config: Config) -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -23,7 +23,7 @@ SECRETS_VARIABLE: Final = "MOBD_SECRETS_DIR"
 # What turns a part of the server off.
 OFF: Final = "off"
 # Read by clients and agents, which may share an environment with the server.
-CLIENT_VARIABLES: Final = frozenset({"MOBD_TARGET", "MOBD_HOST_ID"})
+CLIENT_VARIABLES: Final = frozenset({"MOBD_TARGET", "MOBD_HOST_ID", "MOBD_TOKEN"})
 # Set by Kubernetes in every container beside a service that is named mobd.
 _KUBERNETES: Final = re.compile(r"MOBD_(SERVICE_(HOST|PORT)|PORT)(_.*)?").fullmatch
 _SQLITE: Final = re.compile(r"sqlite:///.+").fullmatch
@@ -43,6 +43,12 @@ class Config(BaseSettings):
     listen: str = Field("127.0.0.1:7780", description="Address and port for gRPC; port 0 takes any free one.")
     http_listen: str = Field(
         "127.0.0.1:7781", description="Address and port for /metrics, /healthz and /readyz over HTTP; off turns it off."
+    )
+    tokens_file: Path | None = Field(
+        None, description="File of the tokens that callers must have (see `mobd token new`); not set: all may come."
+    )
+    insecure_listen: bool = Field(
+        default=False, description="Whether gRPC may be listened for beyond this machine although all may come."
     )
     data_dir: Path = Field(Path("mobd-data"), description="Directory of the SQLite database and the lock file.")
     database_url: SecretStr | None = Field(

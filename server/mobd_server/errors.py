@@ -273,6 +273,18 @@ class DecisionTooLarge(Refused):
     reason = "DECISION_TOO_LARGE"
 
 
+class TokenMissing(MobdError):
+    """The server takes only callers with a token, and the call has none."""
+
+    reason = "TOKEN_MISSING"
+
+
+class TokenUnknown(MobdError):
+    """The call has a token that the server does not know."""
+
+    reason = "TOKEN_UNKNOWN"
+
+
 class Internal(MobdError):
     """A bug. The details hold an error id and nothing else."""
 

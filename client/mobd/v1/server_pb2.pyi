@@ -84,7 +84,7 @@ class GetServerInfoResponse(_message.Message):
     node: _builtins.str
     """The name of this node."""
     auth_mode: _builtins.str
-    """How callers are known: none."""
+    """How callers are known: `none`, so that everybody may come, or `tokens`."""
     store: _builtins.str
     """The store: sqlite or postgresql."""
     @_builtins.property

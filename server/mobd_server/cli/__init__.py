@@ -17,6 +17,9 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with settings; also MOBD_CONFIG.")]
+tokens = typer.Typer(help="The tokens by which a server knows its callers.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+
 Target = Annotated[
     str | None,
     typer.Option("--target", envvar="MOBD_TARGET", help="The server's address.", show_default="localhost:7780"),
@@ -67,6 +70,19 @@ def schema() -> None:
     from mobd_server.cli.settings import schema
 
     schema()
+
+
+@tokens.command("new")
+def new_token(
+    principal: Annotated[str, typer.Argument(help="Who calls with it; written into every event that it causes.")],
+    append: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Add its line to this tokens file, made if it is not there.")
+    ] = None,
+) -> None:
+    """Make a token and print it, once; the file has only its hash. A server reads the file at start and on SIGHUP."""
+    from mobd_server.cli.settings import new_token
+
+    new_token(principal, append)
 
 
 @app.command()

@@ -1,10 +1,11 @@
-"""The commands about settings and definitions; they don't need the server."""
+"""The commands about settings, tokens and definitions; they don't need the server."""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mobd_server.adapters import tokens
 from mobd_server.config import PREFIX, Config, ConfigInvalid, load
 from mobd_server.services.definitions import schema as definition_schema
 
@@ -21,6 +22,21 @@ def check_config(file: Path | None) -> None:
 def schema() -> None:
     """Print the JSON Schema of definitions."""
     print(json.dumps(definition_schema(), indent=2))
+
+
+def new_token(principal: str, file: Path | None) -> None:
+    """Make a token. It alone goes to standard output, so that it can be sent where it is to be."""
+    try:
+        made = tokens.mint(principal)
+        if file is not None:
+            tokens.append(file, made.line)
+    except tokens.TokensInvalid as wrong:
+        fail(str(wrong))
+    print(made.token)
+    if file is None:
+        print(f"the line for the tokens file: {made.line}", file=sys.stderr)
+    else:
+        print(f"{file} has its line; a server that runs reads it on SIGHUP", file=sys.stderr)
 
 
 def _toml(value: object) -> str:

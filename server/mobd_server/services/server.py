@@ -28,12 +28,12 @@ class ServerInfo(Struct, frozen=True):
     features: tuple[str, ...] = FEATURES
 
 
-def server_info(node: str, store: str, journal_slots: int) -> ServerInfo:
+def server_info(node: str, store: str, auth_mode: str, journal_slots: int) -> ServerInfo:
     """Return what this server is."""
     return ServerInfo(
         node=node,
         store=store,
-        auth_mode="none",
+        auth_mode=auth_mode,
         version=version("mobd"),
         limits={
             "message_bytes": MESSAGE_BYTES,

@@ -38,7 +38,10 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 # Who counts the calls of a method, such as mobd.v1.BridgeService/Deliver, that streams or does not.
 MeterOf = Callable[[str, bool], CallMeter]
 
-PRINCIPAL: Final = "anonymous"
+# Who a caller is, by the value of its authorization header; None: it sent none. Raises TokenMissing and TokenUnknown.
+Identify = Callable[[str | None], str]
+
+ANONYMOUS: Final = "anonymous"
 OK: Final = "OK"
 # What is left of a call when nothing else ended it: its caller did, or its deadline.
 CANCELLED: Final = "CANCELLED"
@@ -123,8 +126,17 @@ def _uncounted(_method: str, _streams: bool) -> CallMeter:
     return Uncounted()
 
 
+def anyone(_authorization: str | None) -> str:
+    """Let everybody come, and know nobody."""
+    return ANONYMOUS
+
+
 def service_handler(
-    service: ServiceDescriptor, servicers: Sequence[object], gate: Gate, meter_of: MeterOf = _uncounted
+    service: ServiceDescriptor,
+    servicers: Sequence[object],
+    gate: Gate,
+    meter_of: MeterOf = _uncounted,
+    identify: Identify = anyone,
 ) -> Methods:
     """Return the handlers of a service by path; each of its methods must be on exactly one of `servicers`."""
     handlers = {}
@@ -133,15 +145,13 @@ def service_handler(
         if len(found) != 1:
             message = f"{service.full_name}.{method.name} has {len(found)} servicers instead of one"
             raise TypeError(message)
-        handlers[f"/{service.full_name}/{method.name}"] = _handler(service.full_name, method, found[0], gate, meter_of)
+        name = f"{service.full_name}/{method.name}"
+        meter = meter_of(name, method.client_streaming or method.server_streaming)
+        handlers[f"/{name}"] = _handler(Door(f"/{name}", method, gate, meter, identify), method, found[0])
     return handlers
 
 
-def _handler(
-    service: str, method: MethodDescriptor, behaviour: Any, gate: Gate, meter_of: MeterOf
-) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    name = f"{service}/{method.name}"
-    door = Door(f"/{name}", method, gate, meter_of(name, method.client_streaming or method.server_streaming))
+def _handler(door: "Door", method: MethodDescriptor, behaviour: Any) -> "grpc.RpcMethodHandler[bytes, bytes]":
     if method.client_streaming:
         return grpc.stream_stream_rpc_method_handler(_both_stream(door, behaviour))
     if method.server_streaming:
@@ -152,10 +162,13 @@ def _handler(
 class Door:
     """What one method does with a request before its servicer sees it."""
 
-    def __init__(self, path: str, method: MethodDescriptor, gate: Gate, meter: CallMeter) -> None:
+    def __init__(
+        self, path: str, method: MethodDescriptor, gate: Gate, meter: CallMeter, identify: Identify = anyone
+    ) -> None:
         self.path = path
         self.gate = gate
         self.meter = meter
+        self._identify = identify
         self._type = method.input_type.full_name
         self._decode = GetMessageClass(method.input_type).FromString
         self._check = checker(method.input_type)
@@ -176,20 +189,22 @@ class Door:
             raise FieldInvalid(violations)
         return request
 
-    def call(self, context: Context) -> Call:
-        """Return who calls, and within which trace."""
+    def call(self, context: Context, calling: Calling) -> Call:
+        """Return who calls, and within which trace; raise TokenMissing or TokenUnknown. Nothing was decoded before."""
+        authorization = traceparent = None
         for key, value in context.invocation_metadata() or ():
             if key == "traceparent" and isinstance(value, str) and _TRACEPARENT(value):
-                return Call(PRINCIPAL, value)
-        return Call(PRINCIPAL)
+                traceparent = value
+            elif key == "authorization" and isinstance(value, str):
+                authorization = value
+        calling.principal = principal = self._identify(authorization)
+        return Call(principal, traceparent)
 
-    def unary_call(self, request: Any, context: Context, calling: Calling) -> Call:
+    def unary_call(self, request: Any, call: Call, calling: Calling) -> Call:
         """Return the call of one request: with the caller's key, as whose agent it acts, and whether it only asks.
 
         What log lines name of it goes to `calling`.
         """
-        call = self.call(context)
-        calling.principal = call.principal
         if self._has_mob_id:
             calling.mob_id = request.mob_id
         if self._has_request_id and request.request_id:
@@ -213,8 +228,9 @@ class Door:
 
 def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(raw: bytes, context: Context, calling: Calling) -> bytes:
+        call = door.call(context, calling)
         request = door.request(raw)
-        answer = await behaviour(request, door.unary_call(request, context, calling))
+        answer = await behaviour(request, door.unary_call(request, call, calling))
         return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
     async def handle(raw: bytes, context: Context) -> bytes:
@@ -244,8 +260,9 @@ def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable
 def _server_stream(door: Door, behaviour: ServerStream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def handle(raw: bytes, context: Context) -> AsyncIterator[bytes]:
         def answers(calling: Calling) -> AsyncIterator[Answer]:
+            call = door.call(context, calling)
             request = door.request(raw)
-            return behaviour(request, door.unary_call(request, context, calling))
+            return behaviour(request, door.unary_call(request, call, calling))
 
         async with aclosing(cast("Any", _stream(door, answers, context))) as stream:
             async for answer in stream:
@@ -261,9 +278,7 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
                 yield door.request(raw)
 
         def answers(calling: Calling) -> AsyncIterator[Answer]:
-            call = door.call(context)
-            calling.principal = call.principal
-            return behaviour(requests(), call)
+            return behaviour(requests(), door.call(context, calling))
 
         async with aclosing(cast("Any", _stream(door, answers, context))) as stream:
             async for answer in stream:

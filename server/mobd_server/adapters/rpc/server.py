@@ -8,7 +8,7 @@ from typing import Final
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from msgspec import Struct
 
 from mobd.v1 import (
@@ -21,7 +21,8 @@ from mobd.v1 import (
     runs_pb2,
     server_pb2,
 )
-from mobd_server.adapters.rpc.handlers import Gate, MeterOf, OneLookUp, service_handler
+from mobd_server.adapters.rpc.handlers import Gate, Identify, MeterOf, OneLookUp, anyone, service_handler
+from mobd_server.adapters.rpc.reflection import Described
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
     service
@@ -69,19 +70,27 @@ class Transport(Struct, frozen=True):
 class RpcServer:
     """Serves mobd's services, gRPC health and reflection on one address; `servicers` by the name of their service."""
 
-    def __init__(self, transport: Transport, servicers: Mapping[str, Sequence[object]], meter_of: MeterOf) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        servicers: Mapping[str, Sequence[object]],
+        meter_of: MeterOf,
+        identify: Identify = anyone,
+    ) -> None:
         self._server = grpc.aio.server(options=_options(transport))
         self._health = health.aio.HealthServicer()
         self._names = [service.full_name for service in SERVICES]
         self._gate = Gate()
         self._changes: set[asyncio.Task[None]] = set()
         self._listen = transport.listen
-        handlers = [service_handler(service, servicers[service.name], self._gate, meter_of) for service in SERVICES]
+        handlers = [
+            service_handler(service, servicers[service.name], self._gate, meter_of, identify) for service in SERVICES
+        ]
         self._server.add_generic_rpc_handlers([OneLookUp(handlers)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if transport.reflection:
             names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(names, self._server)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Described(names, identify), self._server)
 
     async def start(self) -> str:
         """Listen, not yet serving by its health; return the address. Raises AddressTaken."""

@@ -61,6 +61,8 @@ STATUS: Final[dict[type[errors.MobdError], Code]] = {
     errors.Draining: Code.UNAVAILABLE,
     errors.MobQuarantined: Code.DATA_LOSS,
     errors.MobFormatNewer: Code.FAILED_PRECONDITION,
+    errors.TokenMissing: Code.UNAUTHENTICATED,
+    errors.TokenUnknown: Code.UNAUTHENTICATED,
     errors.Internal: Code.INTERNAL,
 }
 
