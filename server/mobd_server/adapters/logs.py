@@ -6,9 +6,20 @@ from typing import Any, Final, Literal
 
 import structlog
 
+from mobd_server.actors.calling import calling
+
 Format = Literal["auto", "json", "text"]
 
 _HANDLER_NAME: Final = "mobd"
+
+
+def add_calling(_: object, __: str, line: Any) -> Any:
+    """Add the call within which a line is logged; what the line says itself goes before it."""
+    found = calling()
+    if found is not None:
+        for name, value in found.facts().items():
+            line.setdefault(name, value)
+    return line
 
 
 def set_up(level: str, form: Format) -> None:
@@ -18,6 +29,7 @@ def set_up(level: str, form: Format) -> None:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        add_calling,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if text:

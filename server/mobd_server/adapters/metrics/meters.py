@@ -4,7 +4,7 @@ from collections import Counter as CountOf
 from collections.abc import Sequence
 from typing import Final, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from mobd_server.ports import Fate, Result
 
@@ -41,6 +41,8 @@ class Meters:
     """The counters and histograms of one server; also its ports.JournalMeter."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        # When each series began is of no use to anybody and would be a series more for each; it holds for the process.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library does not annotate it
         self._calls = Counter(
             "mobd_rpc_calls", "Calls that ended, by their gRPC status.", ["method", "code"], registry=registry
         )
