@@ -1,5 +1,6 @@
 """What is counted when somebody asks: exact numbers of a server in small, and of a whole one."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.support.loops import ticks
 from mobd_server.actors import frames as f
 from mobd_server.errors import MobFormatNewer, MobQuarantined
 from mobd_server.machines import commands as c
-from mobd_server.services.census import AT_ONCE, FRESH_S, Census, Numbers
+from mobd_server.services.census import AT_ONCE, FRESH_S, FRESH_TIMES, Census, Numbers
 
 pytestmark = pytest.mark.asyncio
 
@@ -154,6 +155,22 @@ async def test_a_large_mob_is_counted_in_several_ticks() -> None:
             found = done.value
     assert turns == 3
     assert found.members == members
+
+
+async def test_a_count_that_takes_long_is_good_for_longer() -> None:
+    world = HubWorld()
+    await world.create("ada")
+    world.actor.mob.members.update({f"m{number}": world.member() for number in range(8 * AT_ONCE)})
+    asked = census(world)
+    counting = asyncio.ensure_future(asked.numbers())
+    await ticks(1)
+    world.clock.advance(2)
+    before = (await counting).members
+    del world.actor.mob.members["m0"]
+    world.clock.advance(2 * FRESH_TIMES - 1)
+    assert (await asked.numbers()).members == before
+    world.clock.advance(1)
+    assert (await asked.numbers()).members == before - 1
 
 
 async def test_a_scrape_shows_what_was_counted(peer: Speaker) -> None:
