@@ -82,12 +82,9 @@ class Census:
             for start in range(0, len(members), AT_ONCE):
                 page = members[start : start + AT_ONCE]
                 self._count_members(found, actor, page)
-                work += len(page)
-                if work >= AT_ONCE:
-                    work = 0
-                    await asyncio.sleep(0)
+                work = await _pause_after(work + len(page))
             found.runs += len(actor.mob.runs)
-            work += 1
+            work = await _pause_after(work + 1)
         await self._count_feeds(found)
         self._count_rest(found)
         return found
@@ -128,3 +125,11 @@ class Census:
                 found.agents_connected += 1
         found.suspensions, found.streams = hub.suspensions, hub.connections
         found.appends_waiting, found.append_age_s, found.down = journal.waiting, journal.age_s, journal.down
+
+
+async def _pause_after(work: int) -> int:
+    """Let others have their turn after so much; return how much was done since the last pause."""
+    if work < AT_ONCE:
+        return work
+    await asyncio.sleep(0)
+    return 0
