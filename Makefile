@@ -24,8 +24,8 @@ serve: setup ## run a server on this machine
 migrate: setup ## bring the database to the newest schema
 	$(BIN)/mobd migrate $(MIGRATE_ARGS)
 
-test: setup ## run the tests (PYTEST_ARGS are passed on)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup ## run the tests, as many at a time as there are cores (PYTEST_ARGS are passed on: -n0 is one at a time)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
 soak: setup ## kill servers and agents under a long load, on both stores (MOBD_TEST_SEED repeats a run)
 	MOBD_TEST_FULL=1 $(BIN)/python -m pytest tests/faults -s $(PYTEST_ARGS)

@@ -19,7 +19,8 @@ import mobd
 from mobd_server.config import PREFIX, Config
 
 # The first of them builds the image, which loads what is locked.
-pytestmark = pytest.mark.timeout(400)
+# One worker builds the image once for both files.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("image")]
 
 COMPOSED = composed()
 SERVICES: dict[str, dict[str, Any]] = COMPOSED["services"]

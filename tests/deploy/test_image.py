@@ -16,7 +16,8 @@ from mobd_server.cli.asking import HEALTH_TIMEOUT_S
 from mobd_server.config import Config
 
 # The first of them builds the image, which loads what is locked.
-pytestmark = pytest.mark.timeout(400)
+# One worker builds the image once for both files.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("image")]
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # How long `docker stop` waits unless it is told otherwise; see docs/operations.md.
