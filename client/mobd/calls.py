@@ -100,10 +100,12 @@ def target_of(target: str | None) -> str:
 
 
 def token_of(token: str | None) -> str:
-    """Return the caller's token: as given, else MOBD_TOKEN, else none. Raises ValueError if it can't be one."""
+    """Return the caller's token: as given, else MOBD_TOKEN, else none. Raises TokenUnknown if it can't be one."""
     found = (os.environ.get("MOBD_TOKEN", "") if token is None else token).strip()
     if not (found.isascii() and found.isprintable()) or " " in found:
-        raise ValueError("the token is damaged: it is one word of letters, digits, - and _, without a line break")
+        raise errors.TokenUnknown(
+            "the token is damaged: it is one word of letters, digits, - and _, without a line break"
+        )
     return found
 
 

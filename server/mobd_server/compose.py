@@ -15,7 +15,7 @@ from typing import Any, Final
 from alembic.util import CommandError
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, make_wsgi_app
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from mobd_server.actors.frames import Terms
@@ -38,6 +38,7 @@ from mobd_server.adapters.rpc.runs import RunServicer
 from mobd_server.adapters.rpc.server import AddressTaken, RpcServer, Transport
 from mobd_server.adapters.rpc.server_info import AgentListServicer, ServerServicer
 from mobd_server.adapters.rpc.states import StateServicer
+from mobd_server.adapters.sql import copies
 from mobd_server.adapters.sql import engine as sql
 from mobd_server.adapters.sql import migrate as schema
 from mobd_server.adapters.sql.rebuilding import RebuilderProcess
@@ -66,6 +67,15 @@ log: Final = logging.getLogger(__name__)
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 # The exit code of a server that was told twice to end.
 AT_ONCE: Final = 1
+# What to do about what SQLite says.
+REMEDIES: Final = {
+    "is locked": "; end the other program that has it open, such as a sqlite3 shell",
+    "not a database": "; restore a backup, or set MOBD_DATA_DIR to another directory",
+    "malformed": "; restore a backup",
+    "unable to open": "; set MOBD_DATA_DIR to a directory to write in",
+    "readonly": "; set MOBD_DATA_DIR to a directory to write in",
+    "is full": "; make room on its disk",
+}
 
 
 class CannotStart(Exception):
@@ -116,6 +126,36 @@ def migrate(config: Config) -> tuple[str, str]:
         before = schema.current(database.engine)
         schema.upgrade(database.engine)
         return before, schema.current(database.engine)
+
+
+def backup(config: Config, target: Path) -> int:
+    """Copy the SQLite database into a new file, also while a server runs; return how many mobs it has.
+
+    The copy has what was acknowledged before the call. Its logs have new names. Raises CannotStart.
+    """
+    url = _url(config)
+    if url.get_backend_name() != "sqlite":
+        raise CannotStart(
+            "mobd backup copies SQLite: for PostgreSQL use pg_dump, and run mobd new-log on what it becomes"
+        )
+    try:
+        with _told(url), copies.copied(Path(url.database or ""), target) as engine:
+            _check_schema(engine)
+            return copies.rename_logs(engine, _new_log_id())
+    except copies.CopyRefused as refused:
+        raise CannotStart(str(refused)) from None
+
+
+def new_log(config: Config) -> int:
+    """Give the logs of a database that is a copy new names; return how many mobs it has. Raises CannotStart.
+
+    No server may have it open. Of PostgreSQL, those are seen that connect as the same user.
+    """
+    with _database(config) as database:
+        _check_schema(database.engine)
+        if copies.others(database.engine):
+            raise CannotStart("the database is in use by another mobd: end that first, or is this not the copy?")
+        return copies.rename_logs(database.engine, _new_log_id())
 
 
 @asynccontextmanager
@@ -187,8 +227,8 @@ def callers(config: Config) -> Tokens | None:
             raise CannotStart(str(wrong)) from None
     if config.beyond_this_machine and not config.insecure_listen:
         raise CannotStart(
-            f"on {config.listen} everybody who reaches this machine could do everything: set MOBD_TOKENS_FILE, or "
-            "MOBD_INSECURE_LISTEN=true if only those can whom you trust"
+            f"MOBD_LISTEN is {config.listen}, where everybody who reaches this machine could do everything: set "
+            "MOBD_TOKENS_FILE, or MOBD_INSECURE_LISTEN=true if only those can whom you trust"
         )
     return None
 
@@ -247,10 +287,9 @@ def _compose(config: Config, engine: Engine, known: Tokens | None) -> tuple[Serv
     keep = Keep(keeping, rebuilder, writer)
     registry = Registry(store, journal, publisher, hub, clock, system_ids, system_jitter, keep)
     hub.begin(registry)
-    # Logs are named before there is a load whose ids they could have.
-    log_ids = system_ids(0)
+    new_log_id = _new_log_id()
     servicers: dict[str, list[Any]] = {
-        "MobService": [MobServicer(Mobs(registry, publisher, store, lambda: log_ids.new("log")))],
+        "MobService": [MobServicer(Mobs(registry, publisher, store, new_log_id))],
         "MemberService": [MemberServicer(Members(registry, publisher, clock), hub)],
         "BridgeService": [BridgeServicer(Bridge(registry, publisher, store, hub, clock), hub)],
         "OperationService": [OperationServicer(Operations(registry, publisher, store, clock))],
@@ -305,11 +344,8 @@ def _end_web(server: Server) -> None:
 @contextmanager
 def _database(config: Config) -> Iterator[Database]:
     """Open the database, and say in a line what is wrong with it if that can't be."""
-    secret = config.database_url
+    url = _url(config)
     try:
-        url = sql.database_url(config.data_dir, secret.get_secret_value() if secret is not None else None)
-        if config.database_password is not None:
-            url = url.set(password=config.database_password.get_secret_value())
         lock = None
         if url.get_backend_name() == "sqlite":
             file = Path(url.database or "")
@@ -317,26 +353,58 @@ def _database(config: Config) -> Iterator[Database]:
             lock = sql.FileLock(file)
             lock.acquire()
         database = Database(sql.open_engine(url), lock)
-    except (sql.StoreInUse, sql.StoreInvalid) as error:
+    except sql.StoreInUse as error:
         raise CannotStart(str(error)) from None
     except OSError as error:
         raise CannotStart(f"{error.filename}: {error.strerror}; set MOBD_DATA_DIR to a directory to write in") from None
     try:
-        yield database
-    except CommandError as error:
-        raise CannotStart(f"the database is of a newer mobd: {error}") from None
-    except SQLAlchemyError as error:
-        raise CannotStart(f"the database {url.render_as_string()} does not answer: {_cause(error)}") from None
+        with _told(url):
+            yield database
     finally:
         database.close()
 
 
+def _url(config: Config) -> URL:
+    """Return where the database is. Raises CannotStart."""
+    secret = config.database_url
+    try:
+        url = sql.database_url(config.data_dir, secret.get_secret_value() if secret is not None else None)
+    except sql.StoreInvalid as error:
+        raise CannotStart(str(error)) from None
+    if config.database_password is not None:
+        url = url.set(password=config.database_password.get_secret_value())
+    return url
+
+
+@contextmanager
+def _told(url: URL) -> Iterator[None]:
+    """Say in a line what a database failed with."""
+    try:
+        yield
+    except CommandError as error:
+        raise CannotStart(f"the database {url.render_as_string()} is of a newer mobd: run that one ({error})") from None
+    except SQLAlchemyError as error:
+        said = _cause(error)
+        remedy = next((remedy for words, remedy in REMEDIES.items() if words in said), "")
+        raise CannotStart(f"the database {url.render_as_string()} does not answer: {said}{remedy}") from None
+
+
+def _new_log_id() -> Callable[[], str]:
+    # Of no load: no load could have given such an id.
+    ids = system_ids(0)
+    return lambda: ids.new("log")
+
+
 def _ready(engine: Engine) -> str:
     """Return the revision of the database, which is that of this build. A file is brought there; others are not."""
-    needed = schema.head()
     if engine.dialect.name == "sqlite":
         schema.upgrade(engine)
-    found = schema.current(engine)
+    return _check_schema(engine)
+
+
+def _check_schema(engine: Engine) -> str:
+    """Return the revision of the database. Raises CannotStart if it is not that of this build."""
+    needed, found = schema.head(), schema.current(engine)
     if found != needed:
         raise CannotStart(
             f"the database is at revision {found or 'none'} and this mobd needs {needed}: run mobd migrate"

@@ -135,7 +135,7 @@ async def test_clients_and_agents_are_told_what_to_do(
     with pytest.raises(mobd.AgentStopped, match="does not know the token") as stopped:
         await agent.serve()
     assert stopped.value.reason == "TOKEN_UNKNOWN"
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(mobd.TokenUnknown, match="damaged"):
         mobd.Client(peer.server.address, token="two words")
 
 

@@ -102,6 +102,40 @@ async def test_a_database_is_migrated_once(tmp_path: Path) -> None:
     assert (second.code, "already" in second.out) == (0, True)
 
 
+async def test_a_token_is_printed_once_and_lets_its_bearer_in(tmp_path: Path) -> None:
+    made = await run("token", "new", "alice", "--append", str(tmp_path / "tokens"))
+    token = made.out.strip()
+    assert made.code == 0
+    assert token not in made.err
+    assert token not in (tmp_path / "tokens").read_text()
+    shown = await run("token", "new", "bob")
+    assert shown.err.strip().partition(": ")[2].startswith("bob:sha256:")
+    assert shown.out.strip() not in shown.err
+    async with speaking(settings(tmp_path, tokens_file=tmp_path / "tokens")) as peer:
+        asked = ("ps", "--target", peer.server.address)
+        assert (await run(*asked, MOBD_TOKEN=token)).code == 0
+        for variables, says in ({}, "set MOBD_TOKEN"), ({"MOBD_TOKEN": shown.out.strip()}, "does not know the token"):
+            said = await run(*asked, **variables)
+            assert (said.code, said.out) == (1, "")
+            assert says in said.err
+            assert len(said.err.splitlines()) == 1
+        assert (await run("healthcheck", "--target", peer.server.address)).code == 0
+
+
+@pytest.mark.parametrize("principal", ["mobd", "a:b", "", "a b"])
+async def test_a_name_that_no_caller_may_have_is_refused(principal: str, tmp_path: Path) -> None:
+    said = await run("token", "new", "--append", str(tmp_path / "tokens"), "--", principal)
+    assert (said.code, said.out) == (1, "")
+    assert not (tmp_path / "tokens").exists()
+
+
+async def test_a_token_that_is_damaged_is_told_in_a_line() -> None:
+    said = await run("ps", MOBD_TOKEN="two words")
+    assert said.code == 1
+    assert len(said.err.splitlines()) == 1
+    assert "the token is damaged" in said.err
+
+
 async def test_a_database_of_a_newer_build_is_left_alone(tmp_path: Path) -> None:
     await run("migrate", MOBD_DATA_DIR=str(tmp_path))
     with closing(sqlite3.connect(tmp_path / "mobd.db")) as database:
@@ -109,7 +143,8 @@ async def test_a_database_of_a_newer_build_is_left_alone(tmp_path: Path) -> None
         database.commit()
     said = await run("serve", MOBD_LISTEN="127.0.0.1:0", MOBD_DATA_DIR=str(tmp_path))
     assert (said.code, said.out) == (1, "")
-    assert said.err.startswith("mobd: the database is of a newer mobd")
+    assert "is of a newer mobd: run that one" in said.err
+    assert len(said.err.splitlines()) == 1
     assert said.err.count("\n") == 1
 
 

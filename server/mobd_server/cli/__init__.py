@@ -56,6 +56,24 @@ def migrate(config: ConfigFile = None) -> None:
     migrate(config)
 
 
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The copy; it must not be there yet.")], config: ConfigFile = None
+) -> None:
+    """Copy the SQLite database, also while a server runs. The copy's logs have new names."""
+    from mobd_server.cli.serving import backup
+
+    backup(config, file)
+
+
+@app.command("new-log")
+def new_log(config: ConfigFile = None) -> None:
+    """Give the logs of a database that was copied otherwise new names: cursors of the original are refused then."""
+    from mobd_server.cli.serving import new_log
+
+    new_log(config)
+
+
 @app.command("check-config")
 def check_config(config: ConfigFile = None) -> None:
     """Check the settings and show each of them, with what it is for."""

@@ -18,6 +18,26 @@ def serve(file: Path | None, **flags: Any) -> None:
         fail(str(reason))
 
 
+def backup(file: Path | None, target: Path) -> None:
+    """Copy the database."""
+    config = load_settings(file)
+    try:
+        found = compose.backup(config, target)
+    except compose.CannotStart as reason:
+        fail(str(reason))
+    print(f"{target} has {found} mobs, and their logs have new names")
+
+
+def new_log(file: Path | None) -> None:
+    """Give the logs of a copy new names."""
+    config = load_settings(file)
+    try:
+        found = compose.new_log(config)
+    except compose.CannotStart as reason:
+        fail(str(reason))
+    print(f"the logs of {found} mobs have new names")
+
+
 def migrate(file: Path | None) -> None:
     """Bring the database to the schema of this version."""
     config = load_settings(file)

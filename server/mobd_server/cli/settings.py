@@ -12,7 +12,13 @@ from mobd_server.services.definitions import schema as definition_schema
 
 def check_config(file: Path | None) -> None:
     """Show each setting as a line of TOML, under what it is for."""
+    from mobd_server import compose  # noqa: PLC0415 slow to load, and only this needs it
+
     config = load_settings(file)
+    try:
+        compose.callers(config)
+    except compose.CannotStart as reason:
+        fail(str(reason))
     for name, field in Config.model_fields.items():
         print(f"# {field.description}  [{PREFIX}{name.upper()}]")
         value = getattr(config, name)
