@@ -102,7 +102,9 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, says: str) -> None:
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["MOBD_TARGET", "MOBD_TOKEN", "MOBD_HOST_ID", "MOBD_SERVICE_HOST", "MOBD_PORT_7780_TCP_ADDR"])
+@pytest.mark.parametrize(
+    "name", ["MOBD_TARGET", "MOBD_TOKEN", "MOBD_HOST_ID", "MOBD_SERVICE_HOST", "MOBD_PORT_7780_TCP_ADDR"]
+)
 def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "x")
     load()
