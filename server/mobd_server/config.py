@@ -10,6 +10,7 @@ import re
 import socket
 import tomllib
 from difflib import get_close_matches
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -152,7 +153,13 @@ class Config(BaseSettings):
     @property
     def beyond_this_machine(self) -> bool:
         """Whether others than this machine can reach the server."""
-        return self.host not in ("localhost", "[::1]") and not self.host.startswith("127.")
+        if self.host == "localhost":
+            return False
+        try:
+            return not ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            # Another name may lead anywhere, also one that looks like an address.
+            return True
 
 
 def _is_address(value: str) -> bool:

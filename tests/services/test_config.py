@@ -110,6 +110,19 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch, nam
     load()
 
 
-@pytest.mark.parametrize(("listen", "beyond"), [("localhost:1", False), ("[::1]:1", False), ("0.0.0.0:1", True)])
+@pytest.mark.parametrize(
+    ("listen", "beyond"),
+    [
+        ("localhost:1", False),
+        ("127.0.0.1:1", False),
+        ("127.9.9.9:1", False),
+        ("[::1]:1", False),
+        ("0.0.0.0:1", True),
+        ("[::]:1", True),
+        ("10.0.0.1:1", True),
+        ("127.example.com:1", True),
+        ("localhost.example.com:1", True),
+    ],
+)
 def test_it_is_known_who_can_reach_the_server(listen: str, *, beyond: bool) -> None:
     assert load(listen=listen).beyond_this_machine is beyond

@@ -642,7 +642,9 @@ class Event(_message.Message):
     request_id: _builtins.str
     """The caller's key of the request that led to it."""
     principal: _builtins.str
-    """Who asked."""
+    """Who asked: the name that the caller's token stands for; `anonymous` if the server asks for no token, and `mobd` for
+    what it did by itself.
+    """
     traceparent: _builtins.str
     """The trace of the request that led to it."""
     @_builtins.property
