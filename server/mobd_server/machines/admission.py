@@ -46,7 +46,8 @@ BESIDE: Final[dict[Pending, frozenset[type[c.Command]]]] = {
     "destroy": frozenset(),
 }
 
-_WHILE: Final[dict[Pending, str]] = {
+# What is pending -> how people are told.
+WHILE: Final[dict[Pending, str]] = {
     "none": "",
     "complete": "the mob is being completed",
     "reset": "the mob is being reset",
@@ -71,7 +72,7 @@ def refuse(mob: Mob, command: str, target: Phase, allowed: tuple[Phase, ...]) ->
     """Raise InvalidTransition: for what is pending, if anything is, else for the phase."""
     refusal = InvalidTransition(command, mob.phase, target, tuple(phase for phase in PHASES if phase in allowed))
     if mob.pending != "none":
-        refusal.message = f"{command} is not legal: {_WHILE[mob.pending]}"
+        refusal.message = f"{command} is not legal: {WHILE[mob.pending]}"
         refusal.details["pending"] = mob.pending
         refusal.details["allowed"] = ""
     raise refusal

@@ -2,6 +2,8 @@
 
 The table is that of the reference, version 1. What differs is named: an input is passive only if its kind never wakes,
 its sender said so, or its intent is silent, and not because a run was in flight when it came (runtime §2.10, mended).
+Two columns are there so that the table is whole, and nothing reads them: `lanes.py` drains both lanes, and transcripts
+are written by agents.
 """
 
 from typing import Final, Literal

@@ -5,6 +5,7 @@ from collections.abc import Container
 
 import msgspec
 
+from mobd_server.machines.admission import WHILE
 from mobd_server.machines.answers import MemberView, MobView
 from mobd_server.machines.keys import input_key
 from mobd_server.machines.lanes import count_waiting, ready_lane, waiting
@@ -85,7 +86,7 @@ def is_final(member: Member) -> bool:
 def waiting_reason(mob: Mob, member: Member, connected: Container[str]) -> str:
     """Say in a sentence what the member's waiting inputs wait for."""
     if mob.pending in ("destroy", "reset"):
-        return "the mob is being destroyed" if mob.pending == "destroy" else "the mob is being reset"
+        return WHILE[mob.pending]
     if mob.phase != "running":
         return f"the mob is {mob.phase}"
     if member.run_id is not None:
