@@ -13,6 +13,7 @@ from sqlalchemy.engine import Engine
 
 from mobd_server.adapters.sql.engine import database_url, open_engine
 from mobd_server.adapters.sql.tables import METADATA
+from mobd_server.faults import ARMED, reach
 
 # Any number that no other user of the database takes: "mobd" in ASCII.
 _LOCK = 0x6D6F6264
@@ -24,6 +25,11 @@ def _engine() -> Engine:
         return given
     url = context.config.attributes.get("url") or os.environ.get("MOBD_DATABASE_URL")
     return open_engine(database_url(Path(os.environ.get("MOBD_DATA_DIR", "mobd-data")), url))
+
+
+def _applied(*_args: object, **_facts: object) -> None:
+    if ARMED:
+        reach("during_migration")
 
 
 def _run(connection: Connection) -> None:
@@ -40,6 +46,7 @@ def _run(connection: Connection) -> None:
         render_as_batch=connection.dialect.name == "sqlite",
         transaction_per_migration=False,
         compare_type=True,
+        on_version_apply=_applied,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -17,6 +17,8 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from mobd_server import faults
+
 PREFIX: Final = "MOBD_"
 CONFIG_VARIABLE: Final = "MOBD_CONFIG"
 SECRETS: Final = Path("/run/secrets")
@@ -172,6 +174,10 @@ def load(file: Path | None = None, **flags: Any) -> Config:
     if file is None and os.environ.get(CONFIG_VARIABLE):
         file = Path(os.environ[CONFIG_VARIABLE])
     _refuse_unknown_variables()
+    try:
+        faults.check()
+    except faults.FaultsInvalid as wrong:
+        raise ConfigInvalid(str(wrong)) from None
     secrets = Path(os.environ.get(SECRETS_VARIABLE) or SECRETS)
 
     class Loaded(Config):
@@ -209,7 +215,7 @@ def load(file: Path | None = None, **flags: Any) -> Config:
 
 def _refuse_unknown_variables() -> None:
     known = {PREFIX + name.upper() for name in Config.model_fields} | CLIENT_VARIABLES
-    known |= {CONFIG_VARIABLE, SECRETS_VARIABLE}
+    known |= {CONFIG_VARIABLE, SECRETS_VARIABLE, faults.VARIABLE}
     unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known and not _KUBERNETES(name)]
     if unknown:
         raise ConfigInvalid("\n".join(f"{name}: no such setting{_meant(name, known)}" for name in sorted(unknown)))

@@ -20,6 +20,7 @@ from mobd_server.actors.links import Call, Hub, Receiver, Reply
 from mobd_server.actors.loss import Loss, internal, reloading
 from mobd_server.actors.replay import replay
 from mobd_server.errors import MobdError
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines.answers import Again, AgentReaction, Answer, Reaction
 from mobd_server.machines.commands import Command, Context, Continue, Ids, Wake
 from mobd_server.machines.decision import ANSWER_TYPES, decide
@@ -194,6 +195,8 @@ class MobActor:
         if self.failed:
             return
         try:
+            if ARMED:
+                reach("before_publish")
             self._feed.publish(append.records)
         except Exception:
             log.exception("publish_failed", extra={"mob_id": self.mob_id})
@@ -295,6 +298,8 @@ class MobActor:
             self._arm()
 
     def _go_on(self) -> None:
+        if ARMED:
+            reach("before_slice")
         self._by_itself(Continue(), self._go_on)
 
     def _by_itself(self, command: Command, again: Callable[[], None]) -> bool:

@@ -19,6 +19,7 @@ from mobd_server.actors.progress import Progress
 from mobd_server.actors.shared import Shared
 from mobd_server.actors.transcripts import Transcripts
 from mobd_server.errors import JournalDown, JournalFull, MobdError, MobNotFound, Unavailable
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines import answers as a
 from mobd_server.machines import commands as c
 from mobd_server.machines.state import Attachment, Mob
@@ -136,6 +137,8 @@ class Crew:
             self.connected.add(presence.attachment_id)
 
     def _attached(self, connection: Connection, reply: Reply) -> None:
+        if ARMED:
+            reach("before_attach_answer")
         if isinstance(reply.answer, a.Attached):
             if connection.state != "ended":
                 self._seat(connection, reply.answer)

@@ -20,6 +20,7 @@ from mobd_server.actors.patience import Patience
 from mobd_server.actors.presence import Presence
 from mobd_server.actors.shared import Mobs, Shared
 from mobd_server.errors import Draining
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines.answers import AgentReaction
 from mobd_server.ports import Clock, Store
 
@@ -92,6 +93,8 @@ class Hub:
 
     def dispatch(self, mob_id: str, reactions: Sequence[AgentReaction]) -> None:
         """Send what a commit released, in this order; an attachment that is gone or away is passed over."""
+        if ARMED:
+            reach("before_dispatch")
         crew = self._crews.get(mob_id)
         if crew is not None:
             crew.dispatch(reactions)
@@ -177,6 +180,8 @@ class Hub:
         goodbye = Goodbye("draining", "the server shuts down: attach again", COME_BACK_S)
         for connection in list(self._connections):
             connection.end(goodbye)
+        if ARMED:
+            reach("during_drain")
 
     def _crew(self, mob_id: str) -> Crew:
         assert self._shared is not None

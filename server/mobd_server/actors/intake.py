@@ -20,6 +20,7 @@ from mobd_server.actors.presence import Presence
 from mobd_server.actors.shared import Shared
 from mobd_server.actors.transcripts import Transcript, canonical, result_hash
 from mobd_server.errors import Exhausted, FieldInvalid, JournalDown, Unavailable, Violation
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines import commands as c
 from mobd_server.machines.answers import RunAnswer
 from mobd_server.machines.run import current
@@ -200,6 +201,8 @@ class Intake:
         reply: Reply,
     ) -> None:
         if reply.error is None:
+            if ARMED:
+                reach("after_settle")
             if reply.answer == RunAnswer("committed") and grown is not None:
                 crew.transcripts.keep(session_id, grown)
             elif reply.answer == RunAnswer("conflict"):

@@ -14,6 +14,7 @@ from typing import Final
 from mobd_server.actors.bell import wake
 from mobd_server.actors.links import Appender
 from mobd_server.errors import Exhausted, JournalDown, JournalFull, Unavailable
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines.records import Append
 from mobd_server.ports import Clock, JournalMeter, Result, Timer, Writer
 
@@ -221,6 +222,8 @@ class Journal:
             self._drop(lost)
         if failed:
             self._go_down(touched, lost)
+        if ARMED:
+            reach("before_answer")
         for owner in touched:
             owner.answer()
         for owner in touched:

@@ -10,6 +10,7 @@ from msgspec import Struct
 from mobd_server.actors.feed import Feed
 from mobd_server.actors.publisher import Publisher
 from mobd_server.errors import CursorAhead, CursorTooOld, LogChanged, MobNotFound, MobQuarantined
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.decision import fold, new_mob
 from mobd_server.machines.records import Record
@@ -41,12 +42,18 @@ async def take_over(store: Store, publisher: Publisher, mob_id: str) -> Taken:
     What the log holds beyond what was published is published on the way: an earlier incarnation may have committed it
     and never have learnt that. Raises MobNotFound, MobQuarantined, MobFormatNewer and Unavailable.
     """
+    if ARMED:
+        reach("before_acquire")
     loaded = await store.acquire(mob_id)
+    if ARMED:
+        reach("after_acquire")
     if loaded is None:
         raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
     feed = publisher.open(mob_id, loaded.log_id, loaded.first_seq, loaded.head)
 
     def publish(step: Sequence[Record]) -> None:
+        if ARMED:
+            reach("during_recovery")
         if step[-1].seq > feed.head:
             feed.publish(step[max(0, feed.head + 1 - step[0].seq) :])
 

@@ -1,17 +1,22 @@
 """The commands that run on the server's side."""
 
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from mobd_server import compose
+from mobd_server import compose, faults
 from mobd_server.adapters import logs
 from mobd_server.cli.settings import fail, load_settings
+
+log: Final = logging.getLogger(__name__)
 
 
 def serve(file: Path | None, **flags: Any) -> None:
     """Run a server until it is told to end."""
     config = load_settings(file, **flags)
     logs.set_up(config.log_level, config.log_format)
+    if faults.ARMED:
+        log.warning("faults_armed", extra={"faults": faults.check()})
     try:
         compose.run(config)
     except compose.CannotStart as reason:

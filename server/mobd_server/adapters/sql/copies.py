@@ -17,6 +17,7 @@ from sqlalchemy.engine import URL, Engine
 
 from mobd_server.adapters.sql.engine import open_engine
 from mobd_server.adapters.sql.tables import events, mobs, snapshots
+from mobd_server.faults import ARMED, reach
 
 # Where a log's name is: with its mob, in its first event, and in the states that were folded from it.
 _KEY: Final = "log_id"
@@ -51,6 +52,8 @@ def copied(database: Path, target: Path) -> Iterator[Engine]:
             yield engine
         finally:
             engine.dispose()
+        if ARMED:
+            reach("during_backup")
         _seal(partial)
         # Not a rename: that would replace a file that has appeared meanwhile.
         os.link(partial, target)

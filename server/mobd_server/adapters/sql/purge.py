@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Update, delete, select, update
 
 from mobd_server.adapters.sql.tables import events, messages, mobs, operations, runs, sessions, snapshots
 from mobd_server.errors import InvalidTransition, MobNotFound
+from mobd_server.faults import ARMED, reach
 
 DELETING: Final = "deleting"
 # Rows that go in one transaction: few enough that those who append wait for milliseconds.
@@ -49,6 +50,8 @@ def slice_of(connection: Connection, mob_id: str) -> bool:
         column = table.c[key]
         some = select(column).where(table.c.mob_id == mob_id).limit(count)
         if connection.execute(delete(table).where(table.c.mob_id == mob_id, column.in_(some))).rowcount:
+            if ARMED:
+                reach("during_purge")
             return True
     connection.execute(delete(mobs).where(mobs.c.mob_id == mob_id, mobs.c.phase == DELETING))
     return False

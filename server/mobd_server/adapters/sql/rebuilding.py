@@ -29,6 +29,7 @@ from mobd_server.errors import (
     MobQuarantined,
     Unavailable,
 )
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.sections import Part, parts
 from mobd_server.machines.state import Mob
@@ -180,7 +181,10 @@ def main() -> None:
 
 async def _answer(store: SqlStore, request: Request) -> Answer:
     try:
-        return _answer_with(await rebuild(store, request.mob_id, request.seq), request.what)
+        mob = await rebuild(store, request.mob_id, request.seq)
+        if ARMED:
+            reach("during_snapshot")
+        return _answer_with(mob, request.what)
     except MobdError as error:
         return Answer(failed=True, reason=error.reason, message=error.message, details=error.details)
     except Exception as error:  # noqa: BLE001 - the server says what failed; this process goes on

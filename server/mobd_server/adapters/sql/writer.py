@@ -20,6 +20,7 @@ from mobd_server.adapters.sql import snapshots
 from mobd_server.adapters.sql.engine import turn
 from mobd_server.adapters.sql.lanes import Lane, Trouble, lane_for
 from mobd_server.adapters.sql.tables import sessions
+from mobd_server.faults import ARMED, reach
 from mobd_server.machines.records import Append
 from mobd_server.ports import Result, Snapshot
 
@@ -111,7 +112,10 @@ class SqlWriter:
 
     def _commit_or_fail(self, group: Sequence[Append]) -> list[Result]:
         try:
-            return self.commit(group)
+            results = self.commit(group)
+            if ARMED:
+                reach("after_commit")
+            return results
         except Exception as error:  # noqa: BLE001 - a group without results would hold the journal for ever
             self._discard()
             return [Result("unknown", f"{type(error).__name__}: {error}")] * len(group)
@@ -180,6 +184,8 @@ class SqlWriter:
                 lane = self._lane = self._open_lane(self._engine)
             with turn(self._engine):
                 fenced = lane.append(spans)
+                if ARMED:
+                    reach("before_commit")
                 committing = True
                 lane.commit()
         except Exception as error:  # noqa: BLE001 - every driver has its own tree of errors; the lane sorts them
@@ -205,7 +211,10 @@ class SqlWriter:
         """On a connection of its own, so that the one that appends stays as it is whatever happens."""
         try:
             with turn(self._engine), self._engine.execution_options(writes=True).begin() as connection:
-                return snapshots.write(connection, mob_id, log_id, snapshot, spacing)
+                error = snapshots.write(connection, mob_id, log_id, snapshot, spacing)
+                if ARMED:
+                    reach("before_snapshot_written")
+                return error
         except Exception as error:  # noqa: BLE001 - it is tried again at the next time
             return f"{type(error).__name__}: {error}"
 
