@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import secrets
 import signal
 import sys
 import threading
@@ -12,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any, Final, Self, TypeVar
 
-from mobd import calls
+from mobd import calls, system
 from mobd.attaching import Interests
 from mobd.connection import Connection
 from mobd.errors import AgentStopped
@@ -91,8 +90,8 @@ class Agent:
             ),
             capacity=capacity,
             max_members=max_members,
-            host_id=host_id or os.environ.get("MOBD_HOST_ID") or f"host-{secrets.token_hex(8)}",
-            incarnation=secrets.token_hex(8),
+            host_id=host_id or os.environ.get("MOBD_HOST_ID") or f"host-{_random_hex()}",
+            incarnation=_random_hex(),
             steer=steer,
             token=calls.token_of(token),
         )
@@ -156,7 +155,7 @@ class Agent:
             blocked_s=self.blocked_s,
             drain_s=self._drain_timeout,
         )
-        thread = LoopThread("mobd-agent")
+        thread = system.current().open_loop("mobd-agent")
 
         def put(run_id: str, fence: int, event: Event) -> None:
             if connection.live.put(run_id, fence, event):
@@ -264,6 +263,10 @@ class _Serving:
         self._turns.leaving = True
         self.thread.post(self.connection.leave)
         self._ended.wait(LEAVE_S)
+
+
+def _random_hex() -> str:
+    return system.current().random_bytes(8).hex()
 
 
 def _tell_people() -> None:

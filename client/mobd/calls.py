@@ -9,14 +9,13 @@ bridged here until the caller's timeout. Everything may be repeated, because req
 import asyncio
 import json
 import os
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import grpc
 
-from mobd import errors, statuses
+from mobd import errors, statuses, system
 
 Answer = TypeVar("Answer")
 Code = grpc.StatusCode
@@ -135,7 +134,7 @@ def authorized(channel: grpc.aio.Channel, token: str) -> grpc.aio.Channel:
 def open_channel(target: str) -> grpc.aio.Channel:
     """Return a channel whose calls wait for the server and repeat themselves a few times."""
     config = (("grpc.service_config", service_config()), ("grpc.service_config_disable_resolution", 1))
-    return grpc.aio.insecure_channel(target, options=[*KEEPALIVE, *SIZES, *RECONNECT, *config])
+    return system.current().open_channel(target, [*KEEPALIVE, *SIZES, *RECONNECT, *config])
 
 
 class Pauses:
@@ -155,7 +154,7 @@ class Pauses:
         # Beyond 2 ** 20 the greatest pause is reached whatever the first one is.
         most = min(self._last_s, self._first_s * 2.0 ** min(self._count, 20))
         self._count += 1
-        return (at_least or 0.0) + random.random() * most  # noqa: S311 no secret
+        return (at_least or 0.0) + system.current().random() * most
 
 
 def passes(error: errors.Error) -> bool:

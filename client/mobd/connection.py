@@ -9,7 +9,7 @@ from typing import Final
 
 import grpc
 
-from mobd import calls
+from mobd import calls, system
 from mobd.attaching import Attachment, Broken, Callbacks, Interests, Stream, Superseded
 from mobd.errors import AgentStopped
 from mobd.holding import Frame, Held, Holding
@@ -104,8 +104,8 @@ class Connection:
             Callbacks(self._turns.begin, self._limited, self._settled, self._turns.cancel_run, self._turns.steer),
             self.live,
         )
-        channel = grpc.aio.insecure_channel(
-            self._interests.target, options=[*calls.KEEPALIVE, *calls.SIZES, ("grpc.use_local_subchannel_pool", 1)]
+        channel = system.current().open_channel(
+            self._interests.target, [*calls.KEEPALIVE, *calls.SIZES, ("grpc.use_local_subchannel_pool", 1)]
         )
         try:
             await stream.run(channel, self._leave)

@@ -1,7 +1,6 @@
 """Ids that clients make."""
 
-import os
-import time
+from mobd import system
 
 
 def uuid7() -> str:
@@ -9,7 +8,8 @@ def uuid7() -> str:
 
     The time in it lets the server tell a retry that is older than what it remembers from a new input.
     """
-    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+    machine = system.current()
+    raw = bytearray(machine.time_ms().to_bytes(6, "big") + machine.random_bytes(10))
     raw[6] = 0x70 | raw[6] & 0x0F
     raw[8] = 0x80 | raw[8] & 0x3F
     text = raw.hex()

@@ -1,12 +1,12 @@
 """What a handler sees of a run."""
 
 import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from mobd import system
 from mobd.content import dump, load, texts_of, values_of
 from mobd.output import Output, Put
 from mobd.v1 import agents_pb2
@@ -112,7 +112,7 @@ class Turn(Output):
         #: When the run must have ended, by `time.monotonic()`, which is also the clock of asyncio; None: never.
         self.deadline: float | None = None
         if start.HasField("time_left"):
-            self.deadline = time.monotonic() + start.time_left.ToMicroseconds() / 1e6
+            self.deadline = system.current().monotonic() + start.time_left.ToMicroseconds() / 1e6
         digest = assign.digest if message_count == assign.message_count else ""
         self.session = Session(assign.session_id, message_count, digest)
         #: In order; they waited together.
@@ -139,7 +139,7 @@ class Turn(Output):
     @property
     def time_left(self) -> float | None:
         """How many seconds the run may still take, 0 if they are over; None if it may take as long as it wants."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        return None if self.deadline is None else max(0.0, self.deadline - system.current().monotonic())
 
     def take_steered(self) -> list[TurnInput]:
         """Return the inputs that came for the run since the last call, in order; see `Agent(steer=True)`.

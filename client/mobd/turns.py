@@ -11,9 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-from mobd import reports
+from mobd import reports, system
 from mobd.errors import Cancelled
 from mobd.holding import Held
 from mobd.output import Put
@@ -87,9 +88,7 @@ class Turns:
         if self._is_async:
             self._on_loop(self._begin_task, going)
         else:
-            threading.Thread(
-                target=self._run_plain, args=(turn,), name=f"mobd-turn-{turn.member_id}", daemon=True
-            ).start()
+            system.current().start(f"mobd-turn-{turn.member_id}", partial(self._run_plain, turn))
 
     def steer(self, held: Held, inputs: Iterable[agents_pb2.RunInput]) -> None:
         """Give a turn more inputs."""
@@ -189,7 +188,7 @@ class Turns:
         if is_async(hook):
             self._on_loop(self._begin_hook, hook, turn)
         else:
-            threading.Thread(target=self._run_hook, args=(hook, turn), name="mobd-on-cancel", daemon=True).start()
+            system.current().start("mobd-on-cancel", partial(self._run_hook, hook, turn))
 
     def _begin_hook(self, hook: Hook, turn: Turn) -> None:
         task = self._loop.create_task(self._await_hook(hook, turn), name="mobd-on-cancel")
