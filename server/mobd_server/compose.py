@@ -7,10 +7,11 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.metadata import version as version_of
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from alembic.util import CommandError
 from msgspec import Struct
@@ -29,7 +30,7 @@ from mobd_server.adapters.metrics.meters import Meters
 from mobd_server.adapters.rpc.agents import AgentServicer
 from mobd_server.adapters.rpc.bridge import BridgeServicer
 from mobd_server.adapters.rpc.events import EventServicer
-from mobd_server.adapters.rpc.handlers import anyone
+from mobd_server.adapters.rpc.handlers import Identify, MeterOf, anyone
 from mobd_server.adapters.rpc.live import LiveServicer
 from mobd_server.adapters.rpc.members import MemberServicer
 from mobd_server.adapters.rpc.mobs import MobServicer
@@ -49,6 +50,7 @@ from mobd_server.adapters.tokens import Tokens, TokensInvalid
 from mobd_server.adapters.web import PortTaken, Web
 from mobd_server.config import OFF, Config
 from mobd_server.errors import MobdError
+from mobd_server.ports import Clock, IdsFactory, Rebuilder, Store, Writer
 from mobd_server.services.agents import Agents
 from mobd_server.services.bridge import Bridge
 from mobd_server.services.census import Census
@@ -95,6 +97,37 @@ class Database(Struct):
             self.lock.release()
 
 
+class Rpc(Protocol):
+    """What serves the services, see RpcServer: on the network, or within the process of a test."""
+
+    async def start(self) -> str: ...
+
+    async def serve(self) -> None: ...
+
+    def set_serving(self, serving: bool) -> None: ...
+
+    async def leave(self) -> None: ...
+
+    async def stop(self, patience_s: float) -> None: ...
+
+
+# Makes the Rpc of a server from its servicers, by the name of their service, who counts calls and who knows callers.
+RpcOf = Callable[[dict[str, list[Any]], MeterOf, Identify], Rpc]
+
+
+class Outside(Struct):
+    """What a server stands on."""
+
+    clock: Clock
+    ids: IdsFactory
+    jitter: Callable[[], float]
+    store: Store
+    writer: Writer
+    rebuilder: Rebuilder
+    new_log_id: Callable[[], str]
+    rpc_of: RpcOf
+
+
 class Server(Struct):
     """A server that listens, and its parts."""
 
@@ -104,8 +137,8 @@ class Server(Struct):
     publisher: Publisher
     hub: Hub
     journal: Journal
-    rpc: RpcServer
-    rebuilder: RebuilderProcess
+    rpc: Rpc
+    rebuilder: Rebuilder
     readiness: Readiness
     metrics: CollectorRegistry
     # None: it is turned off.
@@ -164,7 +197,8 @@ async def serving(config: Config) -> AsyncIterator[Server]:
     known = callers(config)
     with _database(config) as database:
         revision = _ready(database.engine)
-        server, writer, store = _compose(config, database.engine, known)
+        outside = _outside(config, database.engine)
+        server, writer, store = assemble(config, outside, known), outside.writer, outside.store
         try:
             _begin_web(server)
             server.address = await server.rpc.start()
@@ -182,11 +216,11 @@ async def serving(config: Config) -> AsyncIterator[Server]:
             ) from None
         _say_serving(server, database.engine, revision)
         try:
-            await _recover(server)
+            await recover(server)
             _settle_heap()
             yield server
         finally:
-            await _drain(server)
+            await drain(server)
             _end_web(server)
             await server.rebuilder.close()
             writer.close()
@@ -250,7 +284,8 @@ def _settle_heap() -> None:
     gc.freeze()
 
 
-async def _recover(server: Server) -> None:
+async def recover(server: Server) -> None:
+    """Read what the mobs owe, and serve. Raises CannotStart."""
     readiness = server.readiness
     server.journal.on_change(lambda _: server.rpc.set_serving(not readiness.refusal()))
     try:
@@ -262,7 +297,7 @@ async def _recover(server: Server) -> None:
         await server.rpc.serve()
 
 
-async def _drain(server: Server) -> None:
+async def drain(server: Server) -> None:
     """Leave in an order in which nobody who still waits is left without an answer."""
     log.info("draining", extra={"drain_s": server.config.drain_s})
     server.readiness.leaving = True
@@ -273,9 +308,31 @@ async def _drain(server: Server) -> None:
     await server.registry.drain()
 
 
-def _compose(config: Config, engine: Engine, known: Tokens | None) -> tuple[Server, SqlWriter, SqlStore]:
-    clock = SystemClock()
-    store, writer = SqlStore(engine), SqlWriter(engine)
+def _outside(config: Config, engine: Engine) -> Outside:
+    transport = Transport(
+        listen=config.listen,
+        keepalive_s=config.keepalive_s,
+        keepalive_timeout_s=config.keepalive_timeout_s,
+        min_ping_interval_s=config.min_ping_interval_s,
+        max_connection_age_s=config.max_connection_age_s,
+        max_connection_age_grace_s=config.max_connection_age_grace_s,
+        reflection=config.reflection,
+    )
+    return Outside(
+        SystemClock(),
+        system_ids,
+        system_jitter,
+        SqlStore(engine),
+        SqlWriter(engine),
+        RebuilderProcess(engine.url.render_as_string(hide_password=False)),
+        _new_log_id(),
+        partial(RpcServer, transport),
+    )
+
+
+def assemble(config: Config, outside: Outside, known: Tokens | None) -> Server:
+    """Return a server that does not listen yet, from all its parts."""
+    clock, store, writer, rebuilder = outside.clock, outside.store, outside.writer, outside.rebuilder
     metrics = CollectorRegistry()
     meters = Meters(metrics)
     journal = Journal(writer, clock, config.journal_slots, meters)
@@ -283,13 +340,11 @@ def _compose(config: Config, engine: Engine, known: Tokens | None) -> tuple[Serv
     terms = Terms(config.heartbeat_s, config.lease_s, config.grace_s, config.accept_s, config.hello_s)
     hub = Hub(journal, store, clock, terms)
     keeping = Keeping(config.snapshot_events, config.snapshot_tail, config.passivate_after_s)
-    rebuilder = RebuilderProcess(engine.url.render_as_string(hide_password=False))
     keep = Keep(keeping, rebuilder, writer)
-    registry = Registry(store, journal, publisher, hub, clock, system_ids, system_jitter, keep)
+    registry = Registry(store, journal, publisher, hub, clock, outside.ids, outside.jitter, keep)
     hub.begin(registry)
-    new_log_id = _new_log_id()
     servicers: dict[str, list[Any]] = {
-        "MobService": [MobServicer(Mobs(registry, publisher, store, new_log_id))],
+        "MobService": [MobServicer(Mobs(registry, publisher, store, outside.new_log_id))],
         "MemberService": [MemberServicer(Members(registry, publisher, clock), hub)],
         "BridgeService": [BridgeServicer(Bridge(registry, publisher, store, hub, clock), hub)],
         "OperationService": [OperationServicer(Operations(registry, publisher, store, clock))],
@@ -302,24 +357,14 @@ def _compose(config: Config, engine: Engine, known: Tokens | None) -> tuple[Serv
         ],
         "ServerService": [ServerServicer(server_info(config.node, store.name, _auth(config), config.journal_slots))],
     }
-    rpc = RpcServer(
-        Transport(
-            listen=config.listen,
-            keepalive_s=config.keepalive_s,
-            keepalive_timeout_s=config.keepalive_timeout_s,
-            min_ping_interval_s=config.min_ping_interval_s,
-            max_connection_age_s=config.max_connection_age_s,
-            max_connection_age_grace_s=config.max_connection_age_grace_s,
-            reflection=config.reflection,
-        ),
+    rpc = outside.rpc_of(
         servicers,
         lambda method, streams: meters.rpc(method, streams=streams),
         known.identify if known is not None else anyone,
     )
     readiness = Readiness(journal, registry)
     _show(metrics, Census(registry, publisher, hub, journal, clock), readiness, config, store.name)
-    server = Server(config, "", registry, publisher, hub, journal, rpc, rebuilder, readiness, metrics, tokens=known)
-    return server, writer, store
+    return Server(config, "", registry, publisher, hub, journal, rpc, rebuilder, readiness, metrics, tokens=known)
 
 
 def _show(metrics: CollectorRegistry, census: Census, readiness: Readiness, config: Config, store: str) -> None:
