@@ -1,6 +1,5 @@
-"""Starting what is measured, loading it with h2load, and reading what it cost."""
+"""Starting the bare echo, loading a server with h2load, and reading what that cost the server."""
 
-import dataclasses
 import os
 import re
 import shutil
@@ -9,29 +8,27 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from mobd.v1 import bridge_pb2, common_pb2, members_pb2, members_pb2_grpc, mobs_pb2, mobs_pb2_grpc
+import msgspec
 
 HERE = Path(__file__).parent
-MEMBERS = 100
-MOB = "bench"
-MARK = "@" * 12
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-@dataclasses.dataclass
-class Measured:
-    """One h2load run against one server."""
+class Measured(msgspec.Struct):
+    """One h2load run against one server; CPU is of the server, in µs for each call."""
 
     per_second: float
     p50_ms: float
     p99_ms: float
     loop_us: float
     others_us: float
+
+    def numbers(self) -> dict[str, float]:
+        """Return it as the metrics of a cell."""
+        return {name: float(getattr(self, name)) for name in self.__struct_fields__}
 
 
 def free_port() -> int:
@@ -50,26 +47,20 @@ def need_tools() -> str | None:
 
 
 def build_stamp(folder: Path) -> Path:
-    """Compile stamp.c."""
+    """Compile stamp.c, and return the library."""
     library = folder / "stamp.so"
-    subprocess.run(
-        ["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(HERE / "stamp.c"), "-ldl"],
-        check=True,
-    )
+    if not library.exists():
+        source = str(HERE / "stamp.c")
+        subprocess.run(
+            ["cc", "-O2", "-shared", "-fPIC", "-pthread", "-o", str(library), source, "-ldl"],
+            check=True,
+        )
     return library
 
 
-def body(folder: Path, text: str) -> Path:
-    """Write the body of a Deliver, as one gRPC frame with marks for stamp.c."""
-    request = bridge_pb2.DeliverRequest(
-        mob_id=MOB,
-        member_id="m##",
-        input_id=MARK,
-        content=common_pb2.Content(blocks=[common_pb2.Block(text=text)]),
-    ).SerializeToString()
-    path = folder / "deliver.bin"
-    path.write_bytes(b"\0" + len(request).to_bytes(4, "big") + request)
-    return path
+def frame(message: bytes) -> bytes:
+    """Return a message as gRPC sends it."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 class Served:
@@ -89,98 +80,98 @@ class Served:
         """End it at once, as a crash would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
     def threads(self) -> dict[int, int]:
         """Return for each thread the time that it was on a core, in nanoseconds."""
         found = {}
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             try:
-                found[int(task.name)] = int((task / "schedstat").read_text().split()[0])
+                found[int(task.name)] = _on_core(task)
             except OSError:
+                # It has ended meanwhile.
                 continue
         return found
 
+    def spent(self, before: Mapping[int, int], calls: int) -> tuple[float, float]:
+        """Return what the loop's thread and what all other threads have used since, in µs for each call."""
+        now = self.threads()
+        used = {tid: ns - before.get(tid, 0) for tid, ns in now.items()}
+        others = sum(ns for tid, ns in used.items() if tid != self.pid)
+        return used.get(self.pid, 0) / calls / 1_000, others / calls / 1_000
 
-def serve_echo() -> Served:
-    """Start the bare echo."""
-    process = subprocess.Popen([sys.executable, str(HERE / "echo_server.py")], stdout=subprocess.PIPE, text=True)
+
+def _on_core(task: Path) -> int:
+    """Nanoseconds; a kernel without schedstat counts in ticks."""
+    try:
+        return int((task / "schedstat").read_text().split()[0])
+    except FileNotFoundError:
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * TICK_NS
+
+
+def serve_echo(loop: str = "asyncio") -> Served:
+    """Start the bare echo on asyncio or on uvloop."""
+    command = [sys.executable, str(HERE / "echo_server.py"), loop]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     return Served(process, int(process.stdout.readline()))
 
 
-def serve_mobd(url: str | None, settings: dict[str, str]) -> Served:
-    """Start `mobd serve` as shipped, on a data directory of its own, with the mob and its members."""
-    folder = Path(tempfile.mkdtemp(prefix="mobd-bench-"))
-    port = free_port()
-    ours = {"MOBD_LISTEN": f"127.0.0.1:{port}", "MOBD_HTTP_LISTEN": "off", "MOBD_DATA_DIR": str(folder)}
-    env = {**os.environ, **ours, **settings}
-    env.pop("MOBD_DATABASE_URL", None)
-    if url is not None:
-        env["MOBD_DATABASE_URL"] = url
-        subprocess.run([sys.executable, "-m", "mobd_server", "migrate"], env=env, check=True, capture_output=True)
-    log = (folder / "server.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mobd_server", "serve"], env=env, stdout=log, stderr=subprocess.STDOUT, text=True
-    )
-    served = Served(process, port, folder)
-    _prepare(port)
-    return served
+def h2load_command(port: int, path: str, data: Path, count: int, shape: Sequence[str]) -> list[str]:
+    """Return the command that sends `count` requests with the body `data`; `shape` says over what."""
+    return [
+        "h2load",
+        f"-n{count}",
+        *shape,
+        f"-d{data}",
+        "-Hcontent-type: application/grpc",
+        "-Hte: trailers",
+        f"http://127.0.0.1:{port}{path}",
+    ]
 
 
-def _prepare(port: int) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=30)
-        mobs_pb2_grpc.MobServiceStub(channel).CreateMob(
-            mobs_pb2.CreateMobRequest(
-                mob_id=MOB, definition=mobs_pb2.DefinitionDocument(json='{"profiles": {"worker": {}}}')
-            )
-        )
-        specs = [members_pb2.MemberSpec(member_id=f"m{number:02}", role="worker") for number in range(MEMBERS)]
-        members_pb2_grpc.MemberServiceStub(channel).SpawnMembers(
-            members_pb2.SpawnMembersRequest(mob_id=MOB, specs=specs)
-        )
+def preloaded(stamp: Path, data: Path, **more: object) -> dict[str, str]:
+    """Return an environment in which h2load stamps the body; see stamp.c."""
+    asked = {f"STAMP_{name.upper()}": str(value) for name, value in more.items()}
+    return {**os.environ, "LD_PRELOAD": str(stamp), "STAMP_BODY": str(data), **asked}
+
+
+def answered(said: str, count: int) -> float:
+    """Return the rate that h2load said; it must have got `count` answers."""
+    rate = re.search(r"finished in .*?, ([\d.]+) req/s", said)
+    found = re.search(r"(\d+) succeeded, (\d+) failed", said)
+    if rate is None or found is None or int(found[1]) != count:
+        raise RuntimeError(f"h2load did not get {count} answers:\n{said}")
+    return float(rate[1])
 
 
 def h2load(served: Served, path: str, data: Path, stamp: Path, count: int, concurrency: int) -> Measured:
-    """Send `count` requests, `concurrency` at a time over 4 connections, and return what that took."""
+    """Send `count` requests, `concurrency` at a time over at most 4 connections, and return what that took."""
     log = data.with_suffix(".log")
     log.unlink(missing_ok=True)
-    before = served.threads()
     connections = min(4, concurrency)
+    shape = [f"-c{connections}", f"-m{max(1, concurrency // connections)}", "-t1", f"--log-file={log}"]
+    before = served.threads()
     done = subprocess.run(
-        [
-            "h2load",
-            f"-n{count}",
-            f"-c{connections}",
-            f"-m{max(1, concurrency // connections)}",
-            "-t1",
-            f"-d{data}",
-            "-Hcontent-type: application/grpc",
-            "-Hte: trailers",
-            f"--log-file={log}",
-            f"http://127.0.0.1:{served.port}{path}",
-        ],
-        env={**os.environ, "LD_PRELOAD": str(stamp)},
+        h2load_command(served.port, path, data, count, shape),
+        env=preloaded(stamp, data),
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
-    after = served.threads()
-    rate = re.search(r"finished in .*?, ([\d.]+) req/s", done)
-    answered = re.search(r"(\d+) succeeded, (\d+) failed", done)
-    if rate is None or answered is None or int(answered[1]) != count:
-        raise RuntimeError(f"h2load did not get {count} answers:\n{done}")
-    times = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
-    spent = {tid: ns - before.get(tid, 0) for tid, ns in after.items()}
-    return Measured(
-        per_second=float(rate[1]),
-        p50_ms=times[len(times) // 2] / 1000,
-        p99_ms=times[len(times) * 99 // 100] / 1000,
-        loop_us=spent.get(served.pid, 0) / count / 1000,
-        others_us=sum(ns for tid, ns in spent.items() if tid != served.pid) / count / 1000,
     )
+    loop_us, others_us = served.spent(before, count)
+    rate = answered(done.stdout, count)
+    times = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
+    return Measured(rate, percentile(times, 50) / 1_000, percentile(times, 99) / 1_000, loop_us, others_us)
 
 
-def median(values: list[float]) -> float:
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Return a percentile of numbers that are in order."""
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def median(values: Sequence[float]) -> float:
     """Return the median."""
     return statistics.median(values)

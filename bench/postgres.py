@@ -1,6 +1,5 @@
 """A PostgreSQL cluster of one benchmark: its own directory, a loopback port, fsync and synchronous commit on."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -54,12 +53,6 @@ class Cluster:
         with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
         return self._url(name)
-
-    def input_ids(self, url: str) -> set[str]:
-        """Return the input ids that a database holds."""
-        with psycopg.connect(url) as connection:
-            rows = connection.execute("SELECT payload FROM events WHERE kind = 'input_accepted'").fetchall()
-        return {json.loads(payload)["input_id"] for (payload,) in rows}
 
     def stop(self) -> None:
         """Stop the cluster."""

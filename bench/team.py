@@ -5,18 +5,21 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psycopg
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from load import Served, free_port, median
+from load import Served, frame, free_port, median
 from postgres import Cluster
 
 from mobd.v1 import (
@@ -44,17 +47,26 @@ def names(count: int) -> list[str]:
     return [f"m{number:0{width}}" for number in range(count)]
 
 
-def body(folder: Path, mob_id: str, members: int, prefix: str) -> Path:
+def body_at(path: Path, mob_id: str, members: int, prefix: str) -> Path:
     """Write the body of a Deliver to `members` members in turn, with ids that begin with `prefix`."""
     request = bridge_pb2.DeliverRequest(
         mob_id=mob_id,
         member_id="m" + "#" * len(str(members - 1)),
         input_id=prefix + MARK,
         content=common_pb2.Content(blocks=[common_pb2.Block(text=TEXT)]),
-    ).SerializeToString()
-    path = folder / "deliver.bin"
-    path.write_bytes(b"\0" + len(request).to_bytes(4, "big") + request)
+    )
+    path.write_bytes(framed(request))
     return path
+
+
+def body(folder: Path, mob_id: str, members: int, prefix: str) -> Path:
+    """Write such a body into a directory."""
+    return body_at(folder / "deliver.bin", mob_id, members, prefix)
+
+
+def framed(message: Message) -> bytes:
+    """Return a message as gRPC sends it, with marks for stamp.c."""
+    return frame(message.SerializeToString())
 
 
 class Running(Served):
@@ -69,9 +81,17 @@ class Running(Served):
         self.events = events_pb2_grpc.EventServiceStub(self.channel)
 
     def end(self) -> None:
-        """Close the channel, and end the server as a crash would."""
+        """Close the channel, and end the server as a crash would; the second time there is nothing to do."""
         self.channel.close()
         self.kill()
+
+    def durability(self) -> str:
+        """Return what the server said of its store when it opened it."""
+        assert self.folder is not None
+        said = json.loads((self.folder / "server.log").read_text().splitlines()[0])
+        return ", ".join(
+            f"{key}={said[key]}" for key in ("store", "synchronous", "fsync", "journal_mode") if key in said
+        )
 
     def create(self, mob_id: str, members: int) -> None:
         """Create a mob and its members."""
@@ -131,6 +151,17 @@ class Site:
         self.url = cluster.new_database() if store == "postgresql" and cluster is not None else None
         if self.url is not None:
             subprocess.run(self._command("migrate"), env=self._env(0), check=True, capture_output=True)
+
+    def input_ids(self, mob_id: str) -> set[str]:
+        """Return the input ids that a mob's log holds, read from the store itself."""
+        query = "SELECT payload FROM events WHERE kind = 'input_accepted' AND mob_id = "
+        if self.url is not None:
+            with psycopg.connect(self.url) as remote:
+                rows = remote.execute(f"{query}%s".encode(), [mob_id]).fetchall()
+        else:
+            with closing(sqlite3.connect(self.folder / "mobd.db")) as local:
+                rows = local.execute(f"{query}?", [mob_id]).fetchall()
+        return {json.loads(payload)["input_id"] for (payload,) in rows}
 
     def _command(self, verb: str) -> list[str]:
         return [sys.executable, "-m", "mobd_server", verb]

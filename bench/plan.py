@@ -1,0 +1,168 @@
+"""What all benchmarks have in common: how long they take, what they yield, and how each is run by itself."""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from load import build_stamp, median, need_tools
+from postgres import Cluster
+
+STORES = ("sqlite", "postgresql")
+ECHO = "echo"
+# The metrics of one cell in one round, by name. `per_second` of a cell over that of the echo is its ratio.
+Numbers = dict[str, float]
+Round = dict[str, Numbers]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    rounds: int = 3
+    # How long h2load should load one server in one round, in seconds.
+    seconds: float = 1.5
+    stores: tuple[str, ...] = STORES
+    uvloop: bool = True
+    # How large mobs and logs are, as a part of what the benchmark is about.
+    scale: float = 1.0
+
+    def count(self, per_second: float, least: int = 64) -> int:
+        """Return how many calls take as long as a round should, at such a rate."""
+        return max(least, int(per_second * self.seconds))
+
+    def size(self, full: int, least: int = 1) -> int:
+        """Return how large something is that is `full` large in a full run."""
+        return max(least, int(full * self.scale))
+
+
+FULL = Plan()
+QUICK = Plan(rounds=3, seconds=0.6, scale=0.1)
+TINY = Plan(rounds=1, seconds=0.0, stores=("sqlite",), uvloop=False, scale=0.001)
+
+
+class Section(msgspec.Struct):
+    """What one benchmark found."""
+
+    # What was measured, as far as it is not in the benchmark's name.
+    settings: dict[str, Any]
+    # In the order in which they were measured: in each, the numbers of every cell.
+    rounds: list[Round]
+
+    def cells(self) -> list[str]:
+        """Return the names of the cells, in order."""
+        return list(dict.fromkeys(cell for one in self.rounds for cell in one))
+
+    def values(self, cell: str, metric: str) -> list[float]:
+        """Return a metric of a cell, of all rounds that have it."""
+        return [one[cell][metric] for one in self.rounds if metric in one.get(cell, {})]
+
+    def ratios(self, cell: str, metric: str = "per_second", base: str = ECHO) -> list[float]:
+        """Return a metric of a cell over that of the echo of the same round, of all rounds that have both."""
+        return [
+            one[cell][metric] / one[base]["per_second"]
+            for one in self.rounds
+            if metric in one.get(cell, {}) and one.get(base, {}).get("per_second")
+        ]
+
+
+class Place(msgspec.Struct):
+    """Where a benchmark works: a directory, the library that h2load needs, and PostgreSQL if it is asked for."""
+
+    folder: Path
+    stamp: Path
+    cluster: Cluster | None
+
+
+@contextmanager
+def place_for(plan: Plan) -> Iterator[Place]:
+    """Make a place, and take it away at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="mobd-bench-"))
+    cluster = Cluster.start(folder) if "postgresql" in plan.stores else None
+    try:
+        yield Place(folder, build_stamp(folder), cluster)
+    finally:
+        if cluster is not None:
+            cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+Measure = Callable[[Plan, Place], Section]
+
+
+def say(text: str) -> None:
+    """Print what goes on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def spread(values: Sequence[float], form: str = "{:,.0f}") -> str:
+    """Return the median and the range, or the one value."""
+    if not values:
+        return ""
+    shown = form.format(median(values))
+    return shown if len(values) == 1 else f"{shown} [{form.format(min(values))}, {form.format(max(values))}]"
+
+
+def form_of(metric: str) -> str:
+    """Return how the values of a metric are written."""
+    if metric.endswith("_ms"):
+        return "{:.1f}"
+    return "{:.2f}" if metric.endswith("_s") or metric == "ratio" else "{:,.0f}"
+
+
+def rows_of(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Return a table of all cells: the head, and for each cell medians with ranges."""
+    metrics = list(dict.fromkeys(name for one in section.rounds for cell in one.values() for name in cell))
+    ratio = any(section.values(ECHO, "per_second"))
+    head = ["", *(["ratio"] if ratio else []), *(metric.replace("_", " ") for metric in metrics)]
+    rows = []
+    for cell in section.cells():
+        ratios = [spread(section.ratios(cell), "{:.2f}")] if ratio else []
+        rows.append([cell, *ratios, *(spread(section.values(cell, name), form_of(name)) for name in metrics)])
+    return head, rows
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="shorter rounds, smaller mobs and logs")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, help="how long one server is loaded in a round")
+    parser.add_argument("--store", action="append", choices=STORES, help="default: both")
+    parser.add_argument("--no-uvloop", action="store_true", help="leave out what runs on uvloop")
+    return parser
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """Return what was asked for."""
+    plan = QUICK if options.quick else FULL
+    return msgspec.structs.replace(
+        plan,
+        rounds=options.rounds or plan.rounds,
+        seconds=options.seconds if options.seconds is not None else plan.seconds,
+        stores=tuple(options.store or plan.stores),
+        uvloop=not options.no_uvloop,
+    )
+
+
+def main(doc: str | None, measure: Measure) -> int:
+    """Run one benchmark by itself and print its table."""
+    plan = plan_of(parser_of(doc).parse_args())
+    missing = need_tools()
+    if missing:
+        say(f"bench: {missing}")
+        return 2
+    with place_for(plan) as place:
+        section = measure(plan, place)
+    print(table(*rows_of(section)))
+    return 0
