@@ -340,7 +340,7 @@ def assemble(config: Config, outside: Outside, known: Tokens | None) -> Server:
     terms = Terms(config.heartbeat_s, config.lease_s, config.grace_s, config.accept_s, config.hello_s)
     hub = Hub(journal, store, clock, terms)
     keeping = Keeping(config.snapshot_events, config.snapshot_tail, config.passivate_after_s)
-    keep = Keep(keeping, rebuilder, writer)
+    keep = Keep(keeping, rebuilder, writer, meters)
     registry = Registry(store, journal, publisher, hub, clock, outside.ids, outside.jitter, keep)
     hub.begin(registry)
     servicers: dict[str, list[Any]] = {
@@ -357,11 +357,7 @@ def assemble(config: Config, outside: Outside, known: Tokens | None) -> Server:
         ],
         "ServerService": [ServerServicer(server_info(config.node, store.name, _auth(config), config.journal_slots))],
     }
-    rpc = outside.rpc_of(
-        servicers,
-        lambda method, streams: meters.rpc(method, streams=streams),
-        known.identify if known is not None else anyone,
-    )
+    rpc = outside.rpc_of(servicers, meters.rpc, known.identify if known is not None else anyone)
     readiness = Readiness(journal, registry)
     _show(metrics, Census(registry, publisher, hub, journal, clock), readiness, config, store.name)
     return Server(config, "", registry, publisher, hub, journal, rpc, rebuilder, readiness, metrics, tokens=known)

@@ -20,9 +20,11 @@ __all__ = [
     "Ids",
     "IdsFactory",
     "JournalMeter",
+    "Kind",
     "Rebuilder",
     "Result",
     "Snapshot",
+    "SnapshotMeter",
     "Store",
     "Timer",
     "Writer",
@@ -108,8 +110,31 @@ class JournalMeter(Protocol):
         """Count a group that returned: how long its oldest append was queued, and how long the writer had it."""
 
 
+class SnapshotMeter(Protocol):
+    """Counts snapshots."""
+
+    def snapshot_written(self, seconds: float) -> None:
+        """Count a snapshot that is stored, `seconds` after it was begun."""
+
+    def snapshot_failed(self) -> None:
+        """Count a snapshot that was not taken, or not stored."""
+
+
+# How a method streams, as go-grpc-prometheus names it.
+Kind = Literal["unary", "server_stream", "bidi_stream"]
+
+
 class CallMeter(Protocol):
-    """Counts the calls of one method."""
+    """Counts the calls of one method, and the messages of those that are streams."""
+
+    def began(self) -> None:
+        """Count a call that begins."""
+
+    def received(self) -> None:
+        """Count a message of a stream of the caller."""
+
+    def sent(self) -> None:
+        """Count a message of a stream to the caller."""
 
     def ended(self, code: str, seconds: float) -> None:
         """Count a call that ended with the gRPC status `code`, `seconds` after it began."""

@@ -22,6 +22,9 @@ from mobd_server.services.census import AT_ONCE, FRESH_S, FRESH_TIMES, Census, N
 pytestmark = pytest.mark.asyncio
 
 
+NO_OPERATIONS = Numbers().operations
+
+
 @pytest_asyncio.fixture
 async def peer(tmp_path: Path) -> AsyncIterator[Speaker]:
     async with speaking(settings(tmp_path, http_listen="127.0.0.1:0", journal_slots=100)) as speaker:
@@ -40,7 +43,7 @@ async def count(world: HubWorld) -> Numbers:
 async def test_members_with_work_and_without_an_agent_are_counted() -> None:
     world = HubWorld()
     await world.create("ada", "bob", "cid")
-    assert (await count(world)) == Numbers(mobs=1, members=3)
+    assert (await count(world)) == Numbers(mobs=1, members=3, operations={**NO_OPERATIONS, "provisioning": 3})
     await world.deliver("i1", "ada")
     world.clock.advance(40)
     await world.deliver("i2", "ada")
@@ -64,6 +67,20 @@ async def test_a_stopped_mob_waits_for_nobody() -> None:
     await world.ask(c.StopMob())
     found = await count(world)
     assert (found.members, found.unserved, found.inputs_waiting, found.oldest_input_s) == (1, 0, 0, 0)
+
+
+async def test_operations_are_counted_by_state_until_they_end() -> None:
+    world = HubWorld()
+    await world.create("ada")
+    for number in range(3):
+        await world.ask(c.RegisterOperation(f"o{number}", f"name {number}"))
+    assert (await count(world)).operations == {"provisioning": 1 + 3, "running": 0, "retiring": 0}
+    await world.ask(c.MoveOperation("o0", "provisioning_succeeded"))
+    await world.ask(c.MoveOperation("o1", "provisioning_succeeded"))
+    await world.ask(c.MoveOperation("o1", "request_retire"))
+    assert (await count(world)).operations == {"provisioning": 1 + 1, "running": 1, "retiring": 1}
+    await world.ask(c.MoveOperation("o0", "complete"))
+    assert (await count(world)).operations == {"provisioning": 1 + 1, "running": 0, "retiring": 1}
 
 
 async def test_agents_are_counted_by_state_and_their_suspensions_for_ever() -> None:
@@ -206,6 +223,8 @@ async def test_a_scrape_shows_what_was_counted(peer: Speaker) -> None:
     assert found.value("mobd_mobs_quarantined", reason="unreadable") == 0
     assert found.value("mobd_mobs_quarantined", reason="format_newer") == 0
     assert found.value("mobd_watches", kind="events") == found.value("mobd_watches", kind="condition") == 0
+    operations = [found.value("mobd_operations", state=state) for state in ("provisioning", "running", "retiring")]
+    assert sum(operations) == 2
     assert found.value("process_resident_memory_bytes") > 1 << 20
 
 

@@ -4,9 +4,7 @@ import os
 from typing import Final
 
 _TAKEN: Final = {
-    name: os.environ.pop(name)
-    for name in list(os.environ)
-    if name == "MOBD_REQUIRE_POSTGRES" or name.startswith("MOBD_TEST_")
+    name: os.environ.pop(name) for name in list(os.environ) if name.startswith(("MOBD_REQUIRE_", "MOBD_TEST_"))
 }
 
 

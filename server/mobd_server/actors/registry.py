@@ -32,7 +32,7 @@ from mobd_server.errors import (
 )
 from mobd_server.machines.commands import CreateMob
 from mobd_server.machines.decision import new_mob, wake_at
-from mobd_server.ports import Clock, IdsFactory, Rebuilder, Store, Timer, Writer
+from mobd_server.ports import Clock, IdsFactory, Rebuilder, SnapshotMeter, Store, Timer, Writer
 
 log: Final = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Keep(Struct, frozen=True):
     keeping: Keeping
     rebuilder: Rebuilder
     writer: Writer
+    meter: SnapshotMeter | None = None
 
 
 class Registry:
@@ -88,7 +89,16 @@ class Registry:
         self._deleting: dict[str, asyncio.Task[None]] = {}
         self._upkeep = (
             Upkeep(
-                keep.keeping, keep.rebuilder, keep.writer, publisher, hub, clock, self._actors, self._leave, self._spawn
+                keep.keeping,
+                keep.rebuilder,
+                keep.writer,
+                publisher,
+                hub,
+                clock,
+                self._actors,
+                self._leave,
+                self._spawn,
+                keep.meter,
             )
             if keep is not None
             else None

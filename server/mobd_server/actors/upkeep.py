@@ -19,7 +19,7 @@ from mobd_server.errors import MobdError
 from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.decision import wake_at
 from mobd_server.machines.state import Mob
-from mobd_server.ports import Clock, Rebuilder, Snapshot, Timer, Writer
+from mobd_server.ports import Clock, Rebuilder, Snapshot, SnapshotMeter, Timer, Writer
 
 log: Final = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Upkeep:
         actors: Mapping[str, MobActor],
         leave: Callable[[MobActor], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
+        meter: SnapshotMeter | None = None,
     ) -> None:
         self._keeping = keeping
         self._rebuilder = rebuilder
@@ -65,6 +66,7 @@ class Upkeep:
         self._actors = actors
         self._leave = leave
         self._spawn = spawn
+        self._meter = meter
         self._loop = asyncio.get_running_loop()
         after = keeping.passivate_after_s
         self._look_s = min(LOOK_S, after / 4) if after else LOOK_S
@@ -164,29 +166,33 @@ class Upkeep:
             self._spawn(self._keep(mob))
 
     async def _keep(self, mob: Mob) -> None:
+        began = self._clock.monotonic()
         try:
             text = await asyncio.to_thread(snapshots.take, mob)
         except snapshots.SnapshotUnusable:
             log.exception("snapshot_failed", extra={"mob_id": mob.mob_id, "seq": mob.head})
+            self._count_failure()
             return
-        await self._write(mob.mob_id, mob.log_id, mob.head, text)
+        await self._write(mob.mob_id, mob.log_id, mob.head, text, began)
 
     async def _compact(self, mob_id: str, log_id: str, seq: int) -> None:
+        began = self._clock.monotonic()
         try:
             text = await self._rebuilder.state(mob_id, seq)
         except MobdError as error:
             self._failed(mob_id, seq, error.message)
         except Exception:
             log.exception("snapshot_failed", extra={"mob_id": mob_id, "seq": seq})
+            self._count_failure()
             self._put_off(mob_id)
         else:
             # Not once more while it is being written, and nothing is cut short any more.
             self._put_off(mob_id)
-            self._spawn(self._write(mob_id, log_id, seq, text))
+            self._spawn(self._write(mob_id, log_id, seq, text, began))
         finally:
             self._compacting = None
 
-    async def _write(self, mob_id: str, log_id: str, seq: int, text: bytes) -> None:
+    async def _write(self, mob_id: str, log_id: str, seq: int, text: bytes, began: float) -> None:
         written: asyncio.Future[str] = self._loop.create_future()
         snapshot = Snapshot(seq, snapshots.FORMAT, self._clock.now(), text.decode())
         self._writer.write_snapshot(mob_id, log_id, snapshot, self._keeping.snapshot_events, written.set_result)
@@ -195,13 +201,20 @@ class Upkeep:
             self._failed(mob_id, seq, error)
             return
         log.info("snapshot_written", extra={"mob_id": mob_id, "seq": seq, "bytes": len(text)})
+        if self._meter is not None:
+            self._meter.snapshot_written(self._clock.monotonic() - began)
         self._again.pop(mob_id, None)
         if mob_id in self._newest:
             self._newest[mob_id] = max(seq, self._newest[mob_id])
 
     def _failed(self, mob_id: str, seq: int, error: str) -> None:
         log.warning("snapshot_failed", extra={"mob_id": mob_id, "seq": seq, "error": error})
+        self._count_failure()
         self._put_off(mob_id)
+
+    def _count_failure(self) -> None:
+        if self._meter is not None:
+            self._meter.snapshot_failed()
 
     def _put_off(self, mob_id: str) -> None:
         if mob_id in self._newest:

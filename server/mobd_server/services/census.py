@@ -7,14 +7,15 @@ only after a multiple of the time that it took, however often it is asked for.
 import asyncio
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from mobd_server.actors.actor import MobActor
 from mobd_server.actors.hub import Hub
 from mobd_server.actors.journal import Journal
 from mobd_server.actors.publisher import Publisher
 from mobd_server.actors.registry import Registry
-from mobd_server.machines.state import Member
+from mobd_server.machines.operation_table import LIVE_STATUSES
+from mobd_server.machines.state import Member, OperationStatus
 from mobd_server.ports import Clock
 
 # How long a count is good for at least, and in multiples of the time that it took.
@@ -34,6 +35,8 @@ class Numbers(Struct):
     # Of running mobs: members that have inputs and no agent.
     unserved: int = 0
     runs: int = 0
+    # Of operations that have not ended, by status.
+    operations: dict[OperationStatus, int] = field(default_factory=lambda: dict.fromkeys(sorted(LIVE_STATUSES), 0))
     # Of running mobs, those in runs not counted.
     inputs_waiting: int = 0
     oldest_input_s: float = 0.0
@@ -83,6 +86,13 @@ class Census:
                 page = members[start : start + AT_ONCE]
                 self._count_members(found, actor, page)
                 work = await _pause_after(work + len(page))
+            operations = list(actor.mob.operations.values())
+            for start in range(0, len(operations), AT_ONCE):
+                some = operations[start : start + AT_ONCE]
+                for operation in some:
+                    if operation.status in LIVE_STATUSES:
+                        found.operations[operation.status] += 1
+                work = await _pause_after(work + len(some))
             found.runs += len(actor.mob.runs)
             work = await _pause_after(work + 1)
         await self._count_feeds(found)

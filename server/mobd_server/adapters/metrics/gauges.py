@@ -86,6 +86,12 @@ def _mobs(found: Numbers) -> Iterable[Metric]:
         "mobd_members_without_executor", "Members of running mobs that have inputs and no agent.", found.unserved
     )
     yield _gauge("mobd_runs_in_flight", "Runs that were started and have not ended.", found.runs)
+    yield _labelled(
+        "mobd_operations",
+        "Operations that have not ended.",
+        ("state",),
+        {(status,): count for status, count in found.operations.items()},
+    )
     yield _gauge("mobd_inputs_waiting", "Inputs of running mobs that wait for a run.", found.inputs_waiting)
     yield _gauge("mobd_oldest_input_seconds", "Since when the oldest of these inputs waits.", found.oldest_input_s)
 

@@ -25,7 +25,7 @@ from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc import status
 from mobd_server.adapters.rpc.validate import checker
 from mobd_server.errors import Draining, FieldInvalid, Internal, MobdError, Undecodable
-from mobd_server.ports import CallMeter
+from mobd_server.ports import CallMeter, Kind
 
 Answer = Message | bytes
 Unary = Callable[[Any, Call], Awaitable[Answer]]
@@ -35,8 +35,8 @@ BothStream = Callable[[AsyncIterator[Any], Call], AsyncIterator[Answer]]
 Methods = dict[str, "grpc.RpcMethodHandler[bytes, bytes]"]
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
-# Who counts the calls of a method, such as mobd.v1.BridgeService/Deliver, that streams or does not.
-MeterOf = Callable[[str, bool], CallMeter]
+# Who counts the calls of a method, such as mobd.v1.BridgeService/Deliver.
+MeterOf = Callable[[str, Kind], CallMeter]
 
 # Who a caller is, by the value of its authorization header; None: it sent none. Raises TokenMissing and TokenUnknown.
 Identify = Callable[[str | None], str]
@@ -118,11 +118,20 @@ class OneLookUp(grpc.GenericRpcHandler):
 class Uncounted:
     """A ports.CallMeter that counts nothing."""
 
+    def began(self) -> None:
+        """Do nothing."""
+
+    def received(self) -> None:
+        """Do nothing."""
+
+    def sent(self) -> None:
+        """Do nothing."""
+
     def ended(self, code: str, seconds: float) -> None:
         """Do nothing."""
 
 
-def _uncounted(_method: str, _streams: bool) -> CallMeter:
+def _uncounted(_method: str, _kind: Kind) -> CallMeter:
     return Uncounted()
 
 
@@ -146,9 +155,15 @@ def service_handler(
             message = f"{service.full_name}.{method.name} has {len(found)} servicers instead of one"
             raise TypeError(message)
         name = f"{service.full_name}/{method.name}"
-        meter = meter_of(name, method.client_streaming or method.server_streaming)
+        meter = meter_of(name, _kind(method))
         handlers[f"/{name}"] = _handler(Door(f"/{name}", method, gate, meter, identify), method, found[0])
     return handlers
+
+
+def _kind(method: MethodDescriptor) -> Kind:
+    if method.client_streaming:
+        return "bidi_stream"
+    return "server_stream" if method.server_streaming else "unary"
 
 
 def _handler(door: "Door", method: MethodDescriptor, behaviour: Any) -> "grpc.RpcMethodHandler[bytes, bytes]":
@@ -235,6 +250,7 @@ def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable
 
     async def handle(raw: bytes, context: Context) -> bytes:
         began, code, calling = time.perf_counter(), CANCELLED, begin(door.path)
+        door.meter.began()
         try:
             if door.gate.closed:
                 code = TURNED_AWAY
@@ -275,6 +291,7 @@ def _both_stream(door: Door, behaviour: BothStream) -> Callable[[AsyncIterable[b
     async def handle(raws: AsyncIterable[bytes], context: Context) -> AsyncIterator[bytes]:
         async def requests() -> AsyncIterator[Any]:
             async for raw in raws:
+                door.meter.received()
                 yield door.request(raw)
 
         def answers(calling: Calling) -> AsyncIterator[Answer]:
@@ -291,6 +308,7 @@ async def _stream(
     door: Door, open_answers: Callable[[Calling], AsyncIterator[Answer]], context: Context
 ) -> AsyncIterator[bytes]:
     began, code, calling = time.perf_counter(), CANCELLED, begin(door.path)
+    door.meter.began()
     try:
         if door.gate.closed:
             code = TURNED_AWAY
@@ -299,6 +317,7 @@ async def _stream(
             try:
                 async with aclosing(cast("Any", open_answers(calling))) as answers:
                     async for answer in answers:
+                        door.meter.sent()
                         yield answer if isinstance(answer, bytes) else answer.SerializeToString()
                 code = OK
                 return
