@@ -55,6 +55,12 @@ class Ground:
         """Return how many calls make up a round of a cell that was warmed up."""
         return self.plan.count(self._rates[cell], least)
 
+    def echo_with(self, connections: int) -> dict[str, float]:
+        """Measure the echo on asyncio over another number of connections, with as much in flight."""
+        served, count = self.echoes[ECHO], self.count(ECHO)
+        found = h2load(served, ECHO_PATH, self._echo_body, self.place.stamp, count, IN_FLIGHT, connections=connections)
+        return found.numbers()
+
     def echo_round(self) -> Round:
         """Measure the echoes."""
         found = {}

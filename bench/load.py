@@ -147,11 +147,13 @@ def answered(said: str, count: int) -> float:
     return float(rate[1])
 
 
-def h2load(served: Served, path: str, data: Path, stamp: Path, count: int, concurrency: int) -> Measured:
-    """Send `count` requests, `concurrency` at a time over at most 4 connections, and return what that took."""
+def h2load(
+    served: Served, path: str, data: Path, stamp: Path, count: int, concurrency: int, *, connections: int = 4
+) -> Measured:
+    """Send `count` requests, `concurrency` at a time over some connections, and return what that took."""
     log = data.with_suffix(".log")
     log.unlink(missing_ok=True)
-    connections = min(4, concurrency)
+    connections = min(connections, concurrency)
     shape = [f"-c{connections}", f"-m{max(1, concurrency // connections)}", "-t1", f"--log-file={log}"]
     before = served.threads()
     done = subprocess.run(
