@@ -276,7 +276,7 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
                 "        if isinstance(record.event, e.MobStarted | e.MobResumed):\n",
                 "        if False:\n",
             ),
-            ("retire: remembered", "        member.dedupe,\n        member.ended,\n", "        None,\n        None,\n"),
+            ("retire: remembered", "        member.ended,\n", '        b"",\n'),
             ("retire: forgotten", "if mob.former[member_id].left_at >= horizon:", "if False:"),
             ("retire: operation", "    operation.retiring(mob, undo, record, member)\n", ""),
             (
@@ -287,7 +287,7 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
             ("destroy: run", "        settle(d, run, reason)\n", "        settle(d, run, 'released')\n"),
             ("respawn: generation", "member.member_id, generation + 1, mob", "member.member_id, generation, mob"),
             ("respawn: fence", "mob.fences + 1, session_id", "fence_token, session_id"),
-            ("respawn: remembered", "        dedupe=old.dedupe,\n        ended=old.ended,\n", ""),
+            ("respawn: remembered", "        ended=old.ended,\n", ""),
             ("respawn: receipts", "        receipts=old.receipts,\n", ""),
             (
                 "respawn: operation",
@@ -301,7 +301,7 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
         f"{MACHINES}/roster.py",
         [
             ("spawn: generation", "former.generation + 1 if former is not None else 0", "0"),
-            ("spawn: remembered", "dedupe=former.dedupe if former is not None else None", "dedupe=None"),
+            ("spawn: remembered", 'ended=former.ended if former is not None else b""', 'ended=b""'),
             (
                 "spawn: retiring",
                 "    if there is not None:\n",

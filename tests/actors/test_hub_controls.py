@@ -13,6 +13,7 @@ from mobd_server.actors.links import Call
 from mobd_server.machines import answers as a
 from mobd_server.machines import commands as c
 from mobd_server.machines.events import ExecutorLost, RunSettled
+from mobd_server.machines.keys import remembered
 from mobd_server.machines.state import Profile
 
 pytestmark = pytest.mark.asyncio
@@ -215,7 +216,7 @@ async def test_a_fence_that_can_not_be_decided_now_is_tried_again() -> None:
     world.writer.open = False
     # Acknowledgements are decided as far as the journal has room, and it has none.
     while world.journal.refusal(kept=True) is None:
-        world.actor.submit(deliver(f"x{len(world.member().dedupe or ())}"), ANYBODY, kept=True)
+        world.actor.submit(deliver(f"x{len(remembered(world.member()))}"), ANYBODY, kept=True)
     await agent.say(f.ControlAck(cancel.control_id, "failed", "it can't"))
     world.writer.commit()
     world.writer.open = True

@@ -11,6 +11,7 @@ RAW = b'{"text":"\\u0000 \\ud83d\\ude00","n":[1.50,1e2]}'
 def sample(kind: Any, name: str = "value") -> Any:
     """Return a value of a type, told apart by the name of the field that it is for. Raises TypeError if it can't."""
     plain = {str: f"{name}-é", bool: True, int: 1_000_000 + len(name), bytes: name.encode(), Raw: Raw(RAW)}
+    plain[bytearray] = bytearray(name.encode())
     if kind in plain:
         return plain[kind]
     if isinstance(kind, type) and issubclass(kind, Struct):

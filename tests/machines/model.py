@@ -11,6 +11,7 @@ from tests.machines.model_operations import Operations
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
+from mobd_server.machines import keys
 from mobd_server.machines.records import Record
 from mobd_server.machines.state import Mob
 
@@ -177,14 +178,14 @@ class Model(Operations):
         )
         executor = real.executor
         assert (executor and (executor.attachment_id, executor.fence)) == member.executor
-        known = [one.canonical_input_id for one in (real.dedupe or {}).values()]
+        known = [one.canonical_input_id for one in keys.remembered(real)]
         assert sorted(known) == sorted(member.known.values())
-        assert len(real.ended or []) == len(member.ended)
+        assert keys.count_ended(real) == len(member.ended)
         assert real.forgotten_at == member.forgotten_at
 
     def _check_former(self, mob: Mob) -> None:
         assert {
-            member_id: (one.generation, one.left_at, {it.canonical_input_id for it in (one.dedupe or {}).values()})
+            member_id: (one.generation, one.left_at, {it.canonical_input_id for it in keys.remembered(one)})
             for member_id, one in mob.former.items()
         } == {
             member_id: (one.generation, one.left_at, set(one.known.values())) for member_id, one in self.former.items()

@@ -6,7 +6,6 @@ member has left the roster. Order of the checks: handling mode, dedupe, phase of
 fence, forgotten, queue (api §6).
 """
 
-from hashlib import blake2b
 from typing import Final
 
 from msgspec import Raw
@@ -14,16 +13,18 @@ from msgspec import Raw
 from mobd_server.errors import MemberNotFound
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
+from mobd_server.machines import keys
 from mobd_server.machines.admission import require_admitted
 from mobd_server.machines.answers import Accepted, BatchDelivered, Deduplicated, Delivered, Rejected, UnknownMember
 from mobd_server.machines.draft import Draft
+from mobd_server.machines.keys import Dedupe, content_hash
 from mobd_server.machines.keys import input_key as input_key
 from mobd_server.machines.lanes import add, count_waiting, take_one, waiting
 from mobd_server.machines.member import accepts_inputs, relist, set_timer
 from mobd_server.machines.policy import drives, mode_invalid, policy_of, shared, stamp_of
 from mobd_server.machines.records import Record
 from mobd_server.machines.sharing import serve_work
-from mobd_server.machines.state import NOTHING, Dedupe, Input, Kind, Member, Mob
+from mobd_server.machines.state import NOTHING, Input, Kind, Member, Mob
 from mobd_server.machines.steering import steer_waiting
 from mobd_server.machines.undo import Undo
 
@@ -34,11 +35,6 @@ DEDUPE_US: Final = 24 * 3600 * 1_000_000
 # Keys that one input may push out; what is left goes with the next.
 FORGET_AT_ONCE: Final = 64
 QUEUE_FULL_RETRY_MS: Final = 1_000
-
-
-def content_hash(content: bytes | memoryview) -> bytes:
-    """Return the 128-bit hash by which a repeated delivery is compared with the first."""
-    return blake2b(content, digest_size=16).digest()
 
 
 def deliver(d: Draft, command: c.Deliver) -> Delivered:
@@ -79,8 +75,8 @@ def _deliver(d: Draft, command: c.Deliver, touched: dict[str, Member]) -> Delive
         return Rejected("handling_mode_invalid", f"a {command.kind} has no handling mode: leave it out")
     member = mob.members.get(command.member_id)
     known = member if member is not None else mob.former.get(command.member_id)
-    if known is not None and known.dedupe is not None:
-        seen = known.dedupe.get(input_key(command.input_id))
+    if known is not None:
+        seen = keys.find(known, input_key(command.input_id))
         if seen is not None:
             return _seen(seen, command)
     require_admitted(mob, c.Deliver)
@@ -196,18 +192,7 @@ def minted_at(input_id: str) -> int:
 
 def _forgets(member: Member, now: int) -> list[str] | None:
     """Choose the keys that the next input of this member pushes out, oldest end first."""
-    ended = member.ended
-    if not ended or member.dedupe is None:
-        return None
-    horizon = now - DEDUPE_US
-    excess = len(ended) - DEDUPE_KEYS
-    forgets: list[str] = []
-    for key in ended[:FORGET_AT_ONCE]:
-        if excess <= 0 and member.dedupe[key].end_at >= horizon:
-            break
-        excess -= 1
-        forgets.append(key)
-    return forgets or None
+    return keys.outlived(member, now - DEDUPE_US, DEDUPE_KEYS, FORGET_AT_ONCE) or None
 
 
 def accepted(mob: Mob, undo: Undo, record: Record, event: e.InputAccepted) -> None:
@@ -215,14 +200,10 @@ def accepted(mob: Mob, undo: Undo, record: Record, event: e.InputAccepted) -> No
     member = mob.members[event.member_id]
     undo.touch(member)
     if event.forgets:
-        _forget(undo, member, event.forgets)
+        keys.forget(undo, member, event.forgets)
     content = bytes(event.content)
     key = input_key(event.input_id)
-    if member.dedupe is None:
-        member.dedupe = {}
-    if key in member.dedupe:
-        raise ValueError(f"input {event.canonical_input_id} was accepted twice")
-    undo.put(member.dedupe, key, Dedupe(content_hash(content), event.canonical_input_id, record.seq, record.at))
+    keys.accept(undo, member, key, content, event.canonical_input_id, record.seq, record.at)
     if event.consumed:
         end_input(undo, member, key, record)
         return
@@ -258,25 +239,9 @@ def replaced(mob: Mob, undo: Undo, record: Record, event: e.InputSuperseded | e.
     relist(mob, undo, member, record.seq)
 
 
-def _forget(undo: Undo, member: Member, keys: list[str]) -> None:
-    if member.ended is None or member.dedupe is None or member.ended[: len(keys)] != keys:
-        raise ValueError(f"member {member.member_id} can't forget inputs that are not its oldest")
-    undo.splice(member.ended, 0, len(keys), ())
-    for key in keys:
-        member.forgotten_at = max(member.forgotten_at, undo.drop(member.dedupe, key).at)
-
-
 def end_input(undo: Undo, member: Member, key: str, record: Record) -> None:
     """Remember that the input with `key` ended with `record`; the member is touched."""
-    if member.dedupe is None:
-        raise ValueError(f"member {member.member_id} knows no input")
-    entry = member.dedupe[key]
-    undo.touch(entry)
-    entry.end_seq = record.seq
-    entry.end_at = record.at
-    if member.ended is None:
-        member.ended = []
-    undo.append(member.ended, key)
+    keys.end(undo, member, key, record.seq, record.at)
 
 
 def abandon_waiting(d: Draft, member: Member, reason: str) -> int:

@@ -45,9 +45,6 @@ def _member(name: str, member: Member, runs: dict[str, str]) -> None:
     member.role = intern(member.role)
     if member.digest == EMPTY_DIGEST:
         member.digest = EMPTY_DIGEST
-    if member.ended and member.dedupe:
-        keys = {key: key for key in member.dedupe}
-        member.ended = [keys.get(key, key) for key in member.ended]
     if member.receipts:
         member.receipts = [runs.get(run_id, run_id) for run_id in member.receipts]
 

@@ -311,7 +311,6 @@ def left(mob: Mob, undo: Undo, record: Record, event: e.MemberRetired) -> None:
         member.role,
         member.generation,
         record.at,
-        member.dedupe,
         member.ended,
         member.forgotten_at,
     )
@@ -352,7 +351,6 @@ def respawned(mob: Mob, undo: Undo, record: Record, event: e.MemberRespawned) ->
         state=TABLE[old.state, "respawn"],
         labels=old.labels,
         context=old.context,
-        dedupe=old.dedupe,
         ended=old.ended,
         forgotten_at=old.forgotten_at,
         digest=EMPTY_DIGEST,

@@ -132,8 +132,7 @@ def spawned(mob: Mob, undo: Undo, record: Record, event: e.MemberSpawned) -> Non
         labels=event.labels,
         # A copy: what was decoded is a view that would keep the whole payload.
         context=NOTHING if event.context is NOTHING else Raw(bytes(event.context)),
-        dedupe=former.dedupe if former is not None else None,
-        ended=former.ended if former is not None else None,
+        ended=former.ended if former is not None else b"",
         forgotten_at=former.forgotten_at if former is not None else 0,
         digest=EMPTY_DIGEST,
         active_seq=record.seq,

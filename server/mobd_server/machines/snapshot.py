@@ -16,7 +16,7 @@ from msgspec.structs import force_setattr
 from mobd_server.machines.interning import share
 from mobd_server.machines.state import NOTHING, Mob
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 _decode: Final = msgspec.json.Decoder(Mob).decode

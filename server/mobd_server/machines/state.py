@@ -138,16 +138,14 @@ class Input(Struct, gc=False, omit_defaults=True):
     about: Raw = NOTHING
 
 
-class Dedupe(Struct, gc=False):
-    """What is remembered of every input of a member, live or ended; the rest is read from the event at `seq`."""
+class Many(Struct, gc=False):
+    """What is remembered of many inputs that have ended: entries by key, and their keys in the order of their ends.
 
-    content_hash: bytes
-    canonical_input_id: str
-    seq: int
-    at: int
-    # The event that ended it; 0 while it is live.
-    end_seq: int = 0
-    end_at: int = 0
+    machines/keys.py says what an entry is.
+    """
+
+    records: dict[str, bytes]
+    order: bytearray
 
 
 class Executor(Struct, gc=False):
@@ -176,9 +174,9 @@ class Member(Struct, gc=False, omit_defaults=True):
     queue: list[Input] | None = None
     steer: list[Input] | None = None
     queue_bytes: int = 0
-    dedupe: dict[str, Dedupe] | None = None
-    # Keys of ended inputs, in the order in which they ended.
-    ended: list[str] | None = None
+    # What is remembered of inputs that have not ended, by key, and of those that have (machines/keys.py).
+    live: dict[str, bytes] | None = None
+    ended: Many | bytes = b""
     # Inputs accepted up to this time (µs) may have been forgotten.
     forgotten_at: int = 0
     message_count: int = 0
@@ -210,8 +208,7 @@ class Former(Struct, gc=False):
     role: str
     generation: int
     left_at: int
-    dedupe: dict[str, Dedupe] | None = None
-    ended: list[str] | None = None
+    ended: Many | bytes = b""
     forgotten_at: int = 0
 
 

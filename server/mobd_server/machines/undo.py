@@ -4,7 +4,7 @@ A part (a struct) is copied at its first touch; a container gets the inverse of 
 `NO_UNDO`, which writes the same and remembers nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
@@ -27,7 +27,7 @@ def _unput(container: dict[Any, Any], key: object, before: object) -> None:
         container[key] = before
 
 
-def _unsplice(items: list[Any], start: int, added: int, removed: list[Any]) -> None:
+def _unsplice(items: MutableSequence[Any], start: int, added: int, removed: Sequence[Any]) -> None:
     items[start : start + added] = removed
 
 
@@ -63,7 +63,7 @@ class Undo:
         self._log.append((_unput, (container, key, value)))
         return value
 
-    def splice(self, items: list[T], start: int, stop: int, new: Sequence[T]) -> None:
+    def splice(self, items: MutableSequence[T], start: int, stop: int, new: Sequence[T]) -> None:
         """Replace `items[start:stop]`; both bounds lie within the list."""
         self._log.append((_unsplice, (items, start, len(new), items[start:stop])))
         items[start:stop] = new
@@ -93,7 +93,7 @@ class _NoUndo(Undo):
     def drop(self, container: dict[K, V], key: K) -> V:
         return container.pop(key)
 
-    def splice(self, items: list[T], start: int, stop: int, new: Sequence[T]) -> None:
+    def splice(self, items: MutableSequence[T], start: int, stop: int, new: Sequence[T]) -> None:
         items[start:stop] = new
 
     def append(self, items: list[T], item: T) -> None:

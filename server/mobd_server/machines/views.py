@@ -7,7 +7,7 @@ import msgspec
 
 from mobd_server.machines.admission import WHILE
 from mobd_server.machines.answers import MemberView, MobView
-from mobd_server.machines.keys import input_key
+from mobd_server.machines.keys import find, input_key
 from mobd_server.machines.lanes import count_waiting, ready_lane, waiting
 from mobd_server.machines.state import Member, Mob
 
@@ -72,7 +72,7 @@ def view_member(mob: Mob, member: Member) -> MemberView:
 def kickoff_complete(member: Member) -> bool:
     """Whether the input that the member was spawned with has ended, or there was none."""
     name = member.initial_input_id
-    known = (member.dedupe or {}).get(input_key(name)) if name else None
+    known = find(member, input_key(name)) if name else None
     return known is None or known.end_seq > 0
 
 

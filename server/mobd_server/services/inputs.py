@@ -8,11 +8,12 @@ from msgspec import Raw, Struct
 
 from mobd_server.errors import InputForgotten, InputNotFound, Internal, MemberNotFound
 from mobd_server.machines import events as e
+from mobd_server.machines import keys
 from mobd_server.machines.inbox import minted_at
-from mobd_server.machines.keys import input_key
+from mobd_server.machines.keys import Dedupe
 from mobd_server.machines.lanes import waiting
 from mobd_server.machines.records import Record
-from mobd_server.machines.state import NOTHING, Dedupe, Former, Input, Kind, Lane, Member, Mob, Usage
+from mobd_server.machines.state import NOTHING, Former, Input, Kind, Lane, Member, Mob, Usage
 from mobd_server.machines.views import waiting_reason
 from mobd_server.ports import Store
 
@@ -139,7 +140,7 @@ def listed(
         if state in LIVE:
             yield from (live[one] for one in sorted(live))
             continue
-        known = (one for one in (holder.dedupe or {}).values() if one.canonical_input_id > beyond)
+        known = (one for one in keys.remembered(holder) if one.canonical_input_id > beyond)
         for one in sorted(known, key=lambda one: one.canonical_input_id):
             if one.end_seq:
                 yield _ended(mob, holder, one)
@@ -157,10 +158,9 @@ def _holder(mob: Mob, member_id: str) -> Member | Former:
 
 
 def _known(holder: Member | Former, name: str) -> Dedupe:
-    dedupe = holder.dedupe or {}
-    known = dedupe.get(input_key(name))
+    known = keys.find(holder, keys.input_key(name))
     if known is None:
-        known = next((one for one in dedupe.values() if one.canonical_input_id == name), None)
+        known = next((one for one in keys.remembered(holder) if one.canonical_input_id == name), None)
     if known is not None:
         return known
     details = {"member_id": holder.member_id, "input_id": name}

@@ -1,0 +1,170 @@
+"""What a member remembers of its inputs: packed as it is, it behaves as a plain dict of entries would."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mobd_server.machines import keys
+from mobd_server.machines.keys import FEW, Dedupe, input_key
+from mobd_server.machines.state import Former, Many, Member
+from mobd_server.machines.undo import NO_UNDO, Undo
+
+KEEP = FEW + 4
+SECOND = 1_000_000
+# As servers name inputs, and as they do not: other lengths, digits that do not come back as they were, no digits.
+NAMES = ("in-{:024x}", "in-{}", "in-{:024X}", "in-{:023x} ", "on-{:024x}", "é{}", "{:0255}")
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def member() -> Member:
+    return Member("m", "role", 0, 1, "s", 0)
+
+
+def name(number: int) -> str:
+    return NAMES[number % len(NAMES)].format(0xABC0 + number)
+
+
+class Plain:
+    """The same, as one would write it without a thought for memory."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Dedupe] = {}
+        self.ended: list[str] = []
+        self.forgotten_at = 0
+
+    def live(self) -> list[str]:
+        return [key for key in self.entries if key not in self.ended]
+
+    def outlived(self, horizon: int, at_most: int) -> list[str]:
+        excess = len(self.ended) - KEEP
+        found = []
+        for n, key in enumerate(self.ended[:at_most]):
+            if n >= excess and self.entries[key].end_at >= horizon:
+                break
+            found.append(key)
+        return found
+
+    def check(self, real: Member) -> None:
+        assert {one.canonical_input_id: one for one in keys.remembered(real)} == {
+            one.canonical_input_id: one for one in self.entries.values()
+        }
+        for key, entry in self.entries.items():
+            assert keys.find(real, key) == entry
+        assert keys.count_ended(real) == len(self.ended)
+        assert real.forgotten_at == self.forgotten_at
+        assert bool(real.live) == (real.live is not None), "a member that does nothing has no dict"
+        assert isinstance(real.ended, Many) == (len(self.ended) > FEW), "the form follows from the number alone"
+
+
+step = st.tuples(st.sampled_from(["accept", "accept", "end", "end", "end", "forget"]), st.integers(0, 63))
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(step, st.booleans()), max_size=60))
+def test_it_behaves_as_a_plain_dict_did_and_what_is_undone_leaves_no_trace(
+    steps: list[tuple[tuple[str, int], bool]],
+) -> None:
+    real, plain, now = member(), Plain(), SECOND
+    for number, ((what, pick), undone) in enumerate(steps, 1):
+        now += pick * SECOND
+        before = _encode(real)
+        undo = Undo()
+        undo.touch(real)
+        key = input_key(str(number))
+        if what == "accept":
+            keys.accept(undo, real, key, b"%d" % number, name(number), number, now)
+        elif what == "end" and plain.live():
+            key = plain.live()[pick % len(plain.live())]
+            keys.end(undo, real, key, number, now)
+        else:
+            gone = keys.outlived(real, now - 40 * SECOND, KEEP, 3)
+            assert gone == plain.outlived(now - 40 * SECOND, 3)
+            if gone:
+                keys.forget(undo, real, gone)
+        if undone:
+            undo.rollback()
+            assert _encode(real) == before
+            continue
+        if what == "accept":
+            plain.entries[key] = Dedupe(keys.content_hash(b"%d" % number), name(number), number, now)
+        elif what == "end" and plain.live():
+            plain.entries[key] = msgspec.structs.replace(plain.entries[key], end_seq=number, end_at=now)
+            plain.ended.append(key)
+        else:
+            for one in plain.outlived(now - 40 * SECOND, 3):
+                plain.ended.remove(one)
+                plain.forgotten_at = max(plain.forgotten_at, plain.entries.pop(one).at)
+        plain.check(real)
+        stored = msgspec.json.decode(_encode(real), type=Member)
+        assert stored == real
+        plain.check(stored)
+
+
+def ended(count: int) -> Member:
+    found = member()
+    for number in range(count):
+        keys.accept(NO_UNDO, found, input_key(str(number)), b"x", name(number), number + 1, SECOND)
+        keys.end(NO_UNDO, found, input_key(str(number)), number + 100, 2 * SECOND)
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, FEW, FEW + 1])
+def test_an_input_is_accepted_and_ended_once(count: int) -> None:
+    found = ended(count)
+    for number in range(count):
+        with pytest.raises(ValueError, match="accepted twice"):
+            keys.accept(NO_UNDO, found, input_key(str(number)), b"x", "in-x", 9, SECOND)
+        with pytest.raises(ValueError, match="not ended"):
+            keys.end(NO_UNDO, found, input_key(str(number)), 9, SECOND)
+    keys.accept(NO_UNDO, found, input_key("new"), b"x", "in-x", 9, SECOND)
+    with pytest.raises(ValueError, match="accepted twice"):
+        keys.accept(NO_UNDO, found, input_key("new"), b"x", "in-x", 9, SECOND)
+
+
+@pytest.mark.parametrize("count", [2, FEW, FEW + 1, FEW + 9])
+def test_only_the_oldest_are_forgotten(count: int) -> None:
+    found = ended(count)
+    for wrong in ([input_key("1")], [input_key("0"), input_key("0")], [input_key(str(n)) for n in range(count + 1)]):
+        with pytest.raises(ValueError, match="not its oldest"):
+            keys.forget(NO_UNDO, found, wrong)
+    keys.forget(NO_UNDO, found, [input_key("0"), input_key("1")])
+    assert keys.find(found, input_key("0")) is None
+    assert keys.count_ended(found) == count - 2
+
+
+def test_a_key_that_lies_across_entries_is_none() -> None:
+    found = member()
+    for number in range(2):
+        keys.accept(NO_UNDO, found, input_key(str(number)), b"x", name(0), number + 1, SECOND)
+        keys.end(NO_UNDO, found, input_key(str(number)), number + 100, 2 * SECOND)
+    assert isinstance(found.ended, bytes)
+    entries = {found.ended[:12], found.ended[len(found.ended) // 2 :][:12]}
+    for start in range(len(found.ended) - 11):
+        packed = found.ended[start : start + 12]
+        assert (keys.find(found, packed.hex()) is not None) == (packed in entries)
+
+
+def test_what_has_left_remembers_what_had_ended() -> None:
+    stays = ended(3)
+    left = Former("m", "role", 0, SECOND, stays.ended, stays.forgotten_at)
+    assert keys.remembered(left) == keys.remembered(stays)
+    assert keys.find(left, input_key("2")) == keys.find(stays, input_key("2")) is not None
+
+
+def test_a_name_that_no_server_gives_is_refused_before_anything_is_written() -> None:
+    found = member()
+    with pytest.raises(ValueError, match="256"):
+        keys.accept(NO_UNDO, found, input_key("x"), b"x", "n" * 300, 1, SECOND)
+    assert found == member()
+
+
+def test_two_ended_inputs_take_less_than_a_fifth_of_a_kibibyte() -> None:
+    found = member()
+    for number in range(2):
+        keys.accept(NO_UNDO, found, input_key(str(number)), b"x", f"in-{number:024x}", 1 << 40, 1 << 51)
+        keys.end(NO_UNDO, found, input_key(str(number)), 1 << 41, 1 << 51)
+    assert isinstance(found.ended, bytes)
+    assert len(found.ended) == 2 * 67
+    assert found.live is None
