@@ -88,6 +88,9 @@ class Operations:
         What ends after that was counted is left to the next call, so that whoever has the last one has all of them.
         """
         watermark = await (await self._registry.load(mob_id)).read(lambda mob: mob.completions)
+        if after_seq >= watermark:
+            # It may be more than a store has numbers for.
+            return [], watermark
 
         def rows(after: int | None, limit: int) -> Awaitable[list[OperationRow]]:
             return self._store.list_completions(mob_id, after or 0, limit)
