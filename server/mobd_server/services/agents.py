@@ -5,7 +5,7 @@ from msgspec import Struct
 from mobd_server.actors.hub import Hub
 from mobd_server.actors.registry import Registry
 from mobd_server.machines.state import Mob, Serve
-from mobd_server.services.paging import DEFAULT_PAGE, page_start, page_token
+from mobd_server.services.paging import DEFAULT_PAGE, page_start_number, page_token
 
 
 class AgentView(Struct):
@@ -35,7 +35,7 @@ class Agents:
     async def page(self, mob_id: str, page_size: int, token: str) -> tuple[list[AgentView], str]:
         """Return a page of agents in the order in which they attached, and the token of the next."""
         question = ("agents", mob_id)
-        after = int(page_start(question, token) or 0)
+        after = page_start_number(question, token)
         limit = page_size or DEFAULT_PAGE
         hub = self._hub
 
