@@ -36,9 +36,7 @@ T = TypeVar("T")
 
 
 class StoreUnavailable(Unavailable):
-    """The database does not answer."""
-
-    reason = "STORE_UNAVAILABLE"
+    """The database does not answer. Callers know it as what it is a kind of."""
 
 
 class SqlStore:
