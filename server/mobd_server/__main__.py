@@ -1,16 +1,26 @@
 """`mobd` and `python -m mobd_server`: finds out whether the server is installed, and hands over to the command line."""
 
 import os
+import signal
 import sys
 from importlib.metadata import version
+from types import FrameType
 
 # What only the extra `server` brings: without it there is the client alone.
 EXTRA = frozenset({"alembic", "grpc_health", "grpc_reflection", "msgspec", "psycopg", "pydantic", "pydantic_settings"})
 EXTRA |= {"sqlalchemy", "structlog", "typer", "yaml"}
 
 
+def _end(number: int, _: FrameType | None) -> None:
+    """End in order; a server that has not begun to serve has done so as soon as it ends."""
+    sys.exit(0 if sys.argv[1:2] == ["serve"] else 128 + number)
+
+
 def main() -> None:
     """Run the command line."""
+    # The first process of a container is not ended by a signal that it does not handle: whoever stops a server that
+    # still starts would wait until it is killed.
+    signal.signal(signal.SIGTERM, _end)
     if sys.argv[1:] == ["--version"]:
         print(f"mobd {version('mobd')}")
         return

@@ -139,7 +139,7 @@ def as_promtool_takes_it(name: str, case: Case) -> dict[str, Any]:
         "exp_labels": {**{label: value.strip('"') for label, value in labels.items()}, **rule["labels"]},
         "exp_annotations": rule["annotations"],
     }
-    asked = [{"eval_time": case.quiet, "alertname": name, "exp_alerts": []}]
+    asked: list[dict[str, Any]] = [{"eval_time": case.quiet, "alertname": name, "exp_alerts": []}]
     if case.sounds:
         asked.append({"eval_time": case.sounds, "alertname": name, "exp_alerts": [alert]})
     series = [{"series": one, "values": values} for one, values in case.series.items()]

@@ -1,8 +1,10 @@
 """SIGTERM: a server and an agent end in order, and nothing is lost by it."""
 
 import asyncio
+import re
 import signal
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,7 +12,7 @@ import pytest
 from tests.faults.conftest import World
 from tests.faults.ledger import check_consumed_once, check_gap_free, check_order, check_runs, of_kind
 from tests.support.peers import CALL_S, MOB, Peer, answered, canonical, reason
-from tests.support.processes import say
+from tests.support.processes import say, until
 from tests.support.served import Served
 
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2
@@ -47,6 +49,28 @@ class Rush:
         else:
             self._asked = True
             self._served.process.send(signal.SIGTERM)
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.asyncio
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="which signals a process handles is told by Linux")
+async def test_a_server_that_is_asked_to_end_while_it_starts_ends_at_once(alone: World) -> None:
+    """The first process of a container is not ended by a signal that it does not handle."""
+    served = Served(alone.folder)
+    process = served.spawn()
+    alone.later(process.kill)
+    await until(lambda: handles(process.pid, signal.SIGTERM), "a handler")
+    # Long before it has read its settings.
+    process.send(signal.SIGTERM)
+    assert await process.ended() == 0
+    assert process.output() == ""
+    await alone.serve()
 
 
 @pytest.mark.asyncio

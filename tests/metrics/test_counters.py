@@ -21,6 +21,7 @@ from tests.support.writers import HeldWriter
 from mobd.v1 import agents_pb2, bridge_pb2, events_pb2, mobs_pb2
 from mobd_server.actors.journal import GATHER_S, MAX_ROWS, Journal
 from mobd_server.adapters.metrics.meters import Distribution, Meters, as_in_go
+from mobd_server.adapters.rpc.server import RpcServer
 from mobd_server.machines.events import MobStarted
 from mobd_server.machines.records import Append, Record
 from mobd_server.machines.snapshot import SnapshotUnusable
@@ -160,8 +161,10 @@ async def test_what_callers_say_never_becomes_a_label(peer: Speaker) -> None:
 
 async def test_a_request_is_refused_and_counted_when_the_server_leaves(peer: Speaker) -> None:
     await peer.create("m")
-    peer.server.rpc._gate.close()
-    peer.server.rpc._gate.release()
+    rpc = peer.server.rpc
+    assert isinstance(rpc, RpcServer)
+    rpc._gate.close()
+    rpc._gate.release()
     answer = await peer.first(next(one for one in METHODS if one.name == "GetMob"), b"")
     assert isinstance(answer, Refusal)
     assert answer.reason == "DRAINING"
