@@ -11,9 +11,10 @@ what is to happen at which point, and how often:
     …@3               at the third time that the point is reached, not the first
     …*2               from there on that many times, not once; `*` alone is for ever
 
-Each process counts for itself, also the one that folds states.
+Each process counts for itself, also the one that folds states, and says in its log what it does (`fault_happens`).
 """
 
+import logging
 import os
 import re
 import signal
@@ -25,6 +26,8 @@ from typing import Final
 from msgspec import Struct
 
 from mobd_server.errors import Unavailable
+
+log: Final = logging.getLogger(__name__)
 
 VARIABLE: Final = "MOBD_FAULT"
 # Whether there is anything to do at any point. Code asks `if ARMED: reach(...)`.
@@ -117,6 +120,7 @@ def make_reach(faults: list[Fault], do: Mapping[str, Callable[[Fault], None]]) -
         with lock:
             due = [fault for fault in faults if fault.point == point and fault.due()]
         for fault in due:
+            log.warning("fault_happens", extra={"fault": f"{point}:{fault.action}"})
             do[fault.action](fault)
 
     return reach

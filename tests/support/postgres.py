@@ -1,7 +1,9 @@
 """A PostgreSQL cluster for one test session: its own directory, a loopback port, nothing shared with the machine's."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,8 +21,8 @@ def binary(name: str) -> str | None:
 class Cluster:
     """A running cluster. As root it runs as the user postgres, because PostgreSQL refuses to be root."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="mobd-pg-"))
+    def __init__(self, parent: Path | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="mobd-pg-", dir=parent))
         self.port = free_port()
         self._databases = 0
         if os.geteuid() == 0:
@@ -41,6 +43,32 @@ class Cluster:
     def stop(self, mode: str = "immediate") -> None:
         """Stop it; `immediate` is a crash."""
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "stop")
+
+    @property
+    def pid(self) -> int:
+        """The process that all others of it come from."""
+        return int((self.data / "postmaster.pid").read_text().split()[0])
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        try:
+            os.kill(self.pid, 0)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return True
+
+    def processes(self) -> list[int]:
+        """Return all of its processes, the first one first."""
+        first = self.pid
+        of_it = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        return [first, *map(int, of_it)]
+
+    def kill9(self) -> None:
+        """End all of its processes at once, as a power cut would but for the disk."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _run(self, name: str, *arguments: str) -> None:
         program = binary(name)

@@ -1,0 +1,193 @@
+"""One store with a server, agents and callers on it, each behind a wire that can be cut; and what must hold on it.
+
+Everything outlives what is done to it: a stage is used for one injection after another, and after each of them all
+that was ever acknowledged on it is checked.
+"""
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from tests.crash.load import Load
+from tests.faults import ledger
+from tests.support.disks import Disk
+from tests.support.peers import MOB, AgentProcess, Peer, Watcher
+from tests.support.postgres import Cluster
+from tests.support.processes import WAIT_S, Changes, Process, until
+from tests.support.proxy import Proxy
+from tests.support.served import Served
+
+from mobd_server import faults
+
+MEMBERS: Final = [f"m{at}" for at in range(8)]
+CALLERS: Final = 4
+# Long enough for a busy machine, short enough that a test lives through many.
+LEASE_S: Final = 1.5
+GRACE_S: Final = 2.0
+SETTINGS: Final = {
+    "MOBD_HEARTBEAT_S": "0.3",
+    "MOBD_LEASE_S": str(LEASE_S),
+    "MOBD_GRACE_S": str(GRACE_S),
+    "MOBD_ACCEPT_S": "2",
+    "MOBD_DRAIN_S": "3",
+    "MOBD_SNAPSHOT_EVENTS": "100",
+    # Mobs are looked at four times as often as they may leave.
+    "MOBD_PASSIVATE_AFTER_S": "1",
+}
+# How long it may take until a server that had trouble serves again: it asks a store for 5 s, and then once a second.
+RECOVERY_S: Final = 45.0
+
+
+class Stage:
+    """A store and all who use it. `cluster` is that of PostgreSQL; None: SQLite. `disk` is what the store is on."""
+
+    def __init__(self, folder: Path, cluster: Cluster | None, disk: Disk | None) -> None:
+        self.folder = folder
+        self.cluster = cluster
+        self.disk = disk
+        self.changes = Changes()
+        self.agents: list[AgentProcess] = []
+        self._stack = AsyncExitStack()
+        self._settings = dict(SETTINGS)
+        self._later: list[asyncio.Future[None]] = []
+        # Where the server's log stood when it was armed.
+        self._said_before = 0
+        # The name of PostgreSQL's database.
+        self.database = ""
+
+    @property
+    def store(self) -> str:
+        """The name of the store."""
+        return "sqlite" if self.cluster is None else "postgresql"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._build()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for task in self._later:
+            task.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _build(self) -> None:
+        self.folder.mkdir(parents=True)
+        url = await self._open_store()
+        self.served = await self._stack.enter_async_context(Served(self.folder, url, self._settings))
+        self.to_callers = await self._stack.enter_async_context(Proxy(self.served.port))
+        self.to_agents = await self._stack.enter_async_context(Proxy(self.served.port))
+        self.admin = await self._peer()
+        await self.admin.create(MEMBERS)
+        for at in range(2):
+            # One comes back as the host that it was and takes over at once, one as somebody new, after the grace.
+            settings = {"MOBD_HOST_ID": "host"} if at else {}
+            agent = AgentProcess(self.folder, f"agent-{at}", self.to_agents.target, settings=settings)
+            self._stack.callback(agent.kill9)
+            self.agents.append(agent.start())
+        self.watcher = Watcher(await self._peer(), self.changes)
+        self._stack.push_async_callback(self.watcher.stop)
+        self.callers = [await self._peer() for _ in range(CALLERS)]
+        self.load = Load(MEMBERS, self.changes, self.watcher)
+        await self.changes.until(lambda: self.watcher.kinds.get("attachment_opened") == 2, "both agents")
+
+    async def _open_store(self) -> str | None:
+        if self.cluster is None:
+            if self.disk is not None:
+                self._settings["MOBD_DATA_DIR"] = str(self.disk.folder / "data")
+            return None
+        direct = self.cluster.new_database()
+        self.database = direct.rpartition("/")[2]
+        migrate = Process(["-m", "mobd_server", "migrate"], {"MOBD_DATABASE_URL": direct}, self.folder / "migrate.log")
+        assert await migrate.ended() == 0, migrate.output()
+        self.to_store = await self._stack.enter_async_context(Proxy(self.cluster.port))
+        return direct.replace(f":{self.cluster.port}/", f":{self.to_store.own_port}/")
+
+    async def _peer(self, mob_id: str = MOB) -> Peer:
+        return await self._stack.enter_async_context(Peer(self.to_callers.target, mob_id))
+
+    # What injections do.
+
+    def arm(self, fault: str) -> Process:
+        """Kill the server and start it with a fault; return the process, which may die before it serves."""
+        assert faults.parse(fault)
+        self.served.kill9()
+        self._said_before = self.served.log.stat().st_size
+        self.served.settings[faults.VARIABLE] = fault
+        try:
+            return self.served.spawn()
+        finally:
+            del self.served.settings[faults.VARIABLE]
+
+    def said(self) -> str:
+        """Return what the server has said since it was armed."""
+        with self.served.log.open("rb") as file:
+            file.seek(self._said_before)
+            return file.read().decode(errors="replace")
+
+    async def happened(self, count: int = 1) -> None:
+        """Return when what the server was armed with has happened so often."""
+        await until(lambda: self.said().count("fault_happens") >= count, "what is armed to happen", RECOVERY_S)
+
+    async def disarm(self) -> None:
+        """Start the server anew without faults, killing it if it lives."""
+        if self.served.process.code is None:
+            self.served.kill9()
+        await self.served.restart()
+
+    def later(self, task: asyncio.Future[None]) -> None:
+        """Have a task awaited when the server serves again: it repeats what was interrupted."""
+        self._later.append(task)
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass, where it is time itself that matters: leases and graces end meanwhile."""
+        await asyncio.sleep(seconds)  # noqa: TID251 see above
+
+    async def second_server(self) -> None:
+        """Start a second server on the same database, and lead everybody to it."""
+        first = self.served
+        settings = {name: value for name, value in first.settings.items() if name != "MOBD_LISTEN"}
+        second = Served(self.folder / f"after-{first.port}", settings["MOBD_DATABASE_URL"], settings)
+        self.served = await self._stack.enter_async_context(second)
+        for wire in (self.to_callers, self.to_agents):
+            wire.port = second.port
+            wire.cut()
+
+    def victim(self, draw: random.Random) -> AgentProcess:
+        """Return the agent with most at work, or any."""
+        busiest = max(self.agents, key=AgentProcess.in_flight)
+        return busiest if busiest.in_flight() else draw.choice(self.agents)
+
+    # What must hold.
+
+    async def all_ended(self) -> None:
+        """Return when every input that was ever sent has ended, and what was interrupted is done."""
+        await asyncio.gather(*self._later)
+        self._later.clear()
+        last = {member: names[-1] for member, names in self.load.sent.items() if names}
+        await asyncio.gather(*(self.admin.end_of(member, name, WAIT_S * 2) for member, name in last.items()))
+
+    async def check(self) -> None:
+        """Check everything that was ever told on this stage against its log."""
+        log = await self.admin.log()
+        await self.watcher.reach(len(log))
+        ledger.check_gap_free(log)
+        ledger.check_consumed_once(log, self.load.acknowledged)
+        ledger.check_sent_order(log, self.load.sent)
+        ledger.check_runs(log)
+        ledger.check_order(log)
+        ledger.check_calls(log, [call for agent in self.agents for call in agent.calls()])
+        ledger.check_seen(log, self.watcher.seen)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether a process was stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
