@@ -1,5 +1,6 @@
 """What a log says, as plain facts: inputs, runs, members, agents. Written by `folding`, read by the checks."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from tests.checker.history import Plain
@@ -114,6 +115,8 @@ class Facts:
     # member -> its highest generation, and when it left the roster.
     generations: dict[str, int] = field(default_factory=dict)
     left_at: dict[str, int] = field(default_factory=dict)
+    # (kind, member) -> the numbers of those events, in order.
+    places: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     breaches: list[Verdict] = field(default_factory=list)
 
     @property
@@ -125,6 +128,12 @@ class Facts:
         if 1 <= seq <= len(self.log) and self.log[seq - 1].get("seq") == seq:
             return self.log[seq - 1]
         return next((one for one in self.log if one.get("seq") == seq), None) if seq else None
+
+    def last(self, kind: str, member: str, until: int) -> Plain | None:
+        """Return the last event of a kind about a member that is not behind `until`."""
+        places = self.places.get((kind, member), [])
+        at = bisect_right(places, until)
+        return self.event(places[at - 1]) if at else None
 
     def breach(self, check: str, text: str, *evidence: Plain | None) -> None:
         """Note a broken rule."""

@@ -41,6 +41,7 @@ def fold(mob: str, log: Iterable[Plain]) -> Facts:
     facts = Facts(mob, list(log))
     for at, event in enumerate(facts.log, 1):
         seq = event.get("seq", 0)
+        facts.places.setdefault((event.get("kind", ""), event.get("member_id", "")), []).append(seq)
         if seq != at:
             facts.breach(GAP_FREE, f"event {at} of the log has the number {seq}", event)
         kind = event.get("kind", "")

@@ -107,38 +107,13 @@ class _Sorting:
     def mob(self, name: str) -> MobSeen:
         return self.mobs.setdefault(name, MobSeen(name))
 
-    def call(self, name: str) -> Call:
-        if name not in self._calls:
-            raise BadHistory(f"call {name} ends and was never invoked")
-        return self._calls[name]
-
-    def stream(self, name: str) -> Stream:
-        if name not in self._streams:
-            raise BadHistory(f"stream {name} brings something and was never opened")
-        return self._streams[name]
-
     def take(self, one: Record) -> None:
+        """Put a record where it belongs."""
         match one:
-            case Invoked():
-                if one.call in self._calls:
-                    raise BadHistory(f"call {one.call} is invoked twice")
-                self._calls[one.call] = Call(one)
-                self.mob(one.mob).calls.append(self._calls[one.call])
-            case Answered():
-                self.call(one.call).answers.append(one)
-            case Refused():
-                self.call(one.call).refused = one
-            case Unknown():
-                self.call(one.call).unknown = one
-            case StreamOpened():
-                if one.stream in self._streams:
-                    raise BadHistory(f"stream {one.stream} is opened twice")
-                self._streams[one.stream] = Stream(one)
-                self.mob(one.mob).streams.append(self._streams[one.stream])
-            case StreamEvent() | StreamMark():
-                self.stream(one.stream).came.append(one)
-            case StreamEnded():
-                self.stream(one.stream).ended = one
+            case Invoked() | Answered() | Refused() | Unknown():
+                self._call(one)
+            case StreamOpened() | StreamEvent() | StreamMark() | StreamEnded():
+                self._stream(one)
             case AgentSent() | AgentReceived():
                 seen = self.mob(one.mob)
                 attached = seen.attached.setdefault((one.who, one.stream), Attached(one.who, one.stream))
@@ -152,6 +127,39 @@ class _Sorting:
                 self.mob(one.mob).quiet |= one.quiet
             case Note():
                 pass
+
+    def _call(self, one: Invoked | Answered | Refused | Unknown) -> None:
+        if isinstance(one, Invoked):
+            if one.call in self._calls:
+                raise BadHistory(f"call {one.call} is invoked twice")
+            self._calls[one.call] = Call(one)
+            self.mob(one.mob).calls.append(self._calls[one.call])
+            return
+        if one.call not in self._calls:
+            raise BadHistory(f"call {one.call} ends and was never invoked")
+        call = self._calls[one.call]
+        match one:
+            case Answered():
+                call.answers.append(one)
+            case Refused():
+                call.refused = one
+            case Unknown():
+                call.unknown = one
+
+    def _stream(self, one: StreamOpened | StreamEvent | StreamMark | StreamEnded) -> None:
+        if isinstance(one, StreamOpened):
+            if one.stream in self._streams:
+                raise BadHistory(f"stream {one.stream} is opened twice")
+            self._streams[one.stream] = Stream(one)
+            self.mob(one.mob).streams.append(self._streams[one.stream])
+            return
+        if one.stream not in self._streams:
+            raise BadHistory(f"stream {one.stream} brings something and was never opened")
+        stream = self._streams[one.stream]
+        if isinstance(one, StreamEnded):
+            stream.ended = one
+        else:
+            stream.came.append(one)
 
 
 def sort(records: Iterable[Record]) -> dict[str, MobSeen]:
