@@ -1,6 +1,6 @@
 """The servers of one benchmark, all up at the same time, so that rounds can go from one to the next."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -76,22 +76,32 @@ def deliver_body(path: Path, mob_id: str, members: int = MEMBERS, prefix: str = 
     return team.body_at(path, mob_id, members, prefix)
 
 
-def batch_body(path: Path, mob_id: str, each: int, members: int) -> Path:
-    """Write the body of a DeliverBatch of `each` deliveries, to `members` members in turn."""
-    one = bridge_pb2.Delivery(
-        member_id="m" + "#" * len(str(members - 1)),
+def batch_body(path: Path, mob_id: str, each: int, members: int, one: str | None = None) -> Path:
+    """Write the body of a DeliverBatch of `each` deliveries, to `members` members in turn or to one."""
+    delivery = bridge_pb2.Delivery(
+        member_id=one or "m" + "#" * len(str(members - 1)),
         input_id=team.MARK,
         content=common_pb2.Content(blocks=[common_pb2.Block(text=team.TEXT)]),
     )
     path.write_bytes(
-        team.framed(bridge_pb2.DeliverBatchRequest(mob_id=mob_id, deliveries=[one] * each)),
+        team.framed(bridge_pb2.DeliverBatchRequest(mob_id=mob_id, deliveries=[delivery] * each)),
     )
     return path
 
 
 @contextmanager
-def prepared(plan: Plan, place: Place, *, uvloop: bool, **settings: object) -> Iterator[Ground]:
-    """Start the echoes, and a server for each store; with `uvloop` each also on uvloop. Kill them at the end."""
+def prepared(
+    plan: Plan,
+    place: Place,
+    *,
+    uvloop: bool,
+    stores: Sequence[str] | None = None,
+    make: Callable[[team.Site], None] = lambda _: None,
+) -> Iterator[Ground]:
+    """Start the echoes, and a server for each store; with `uvloop` each also on uvloop. Kill them at the end.
+
+    `make` fills a site's database before its server starts.
+    """
     ground = Ground(plan, place)
     loops = ["asyncio", "uvloop"] if uvloop and plan.uvloop else ["asyncio"]
     with ExitStack() as stack:
@@ -100,8 +110,9 @@ def prepared(plan: Plan, place: Place, *, uvloop: bool, **settings: object) -> I
             echo = serve_echo(loop)
             stack.callback(echo.kill)
             ground.echoes[ECHO + suffix] = echo
-            for store in plan.stores:
+            for store in stores or plan.stores:
                 site = team.Site(place.folder, store, place.cluster)
                 ground.sites[store + suffix] = site
-                ground.servers[store + suffix] = stack.enter_context(site.serving(loop=loop, **settings))
+                make(site)
+                ground.servers[store + suffix] = stack.enter_context(site.serving(loop=loop))
         yield ground

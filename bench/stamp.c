@@ -12,8 +12,9 @@
  * STAMP_SECOND=f   with slots: every second request of a caller has the body f, with the number of the one before; how
  *                  long both took together goes to STAMP_LOG.
  * STAMP_EVENTS=n   responses are streams of WatchEventsResponse: when STAMP_STREAMS of them have had n events each, the
- *                  process writes to STAMP_LOG, for each of them, when its last one came (CLOCK_MONOTONIC, ns), how many
- *                  messages and how many bytes it had; and exits.
+ *                  process writes to STAMP_LOG when the second event of any of them came, and for each of them when its
+ *                  last one came (CLOCK_MONOTONIC, ns), how many messages and how many bytes it had; and exits.
+ * STAMP_EACH=f     with that: for each event, when the last stream had it goes to the file f, a number a line.
  * STAMP_READY=fd   with that: one byte goes to fd when each of them has had an event.
  */
 #define _GNU_SOURCE
@@ -68,6 +69,8 @@ static atomic_int threads;
 static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct request *watched[MAX_SLOTS];
 static int watches;
+static uint64_t second_event, *all_had;
+static int *had_by;
 static uint64_t *took;
 static atomic_ulong tooks;
 static size_t took_room;
@@ -122,6 +125,10 @@ __attribute__((constructor)) static void begin(void) {
   ready_fd = (int)number_of("STAMP_READY", -1);
   wanted = (unsigned long)number_of("STAMP_EVENTS", 0);
   streams = (int)number_of("STAMP_STREAMS", 0);
+  if (getenv("STAMP_EACH") != NULL) {
+    all_had = calloc(wanted + 1, sizeof *all_had);
+    had_by = calloc(wanted + 1, sizeof *had_by);
+  }
   took_room = 4u << 20;
   if (wait_fd >= 0 || second.text != NULL) took = malloc(took_room * sizeof *took);
 }
@@ -248,9 +255,13 @@ static unsigned long events_of(const uint8_t *at, size_t length) {
 static void report(void) {
   FILE *log = fopen(getenv("STAMP_LOG"), "w");
   if (log == NULL) fail("the log can't be written");
+  fprintf(log, "%llu\n", (unsigned long long)second_event);
   for (int k = 0; k < watches; k++)
     fprintf(log, "%llu %lu %lu\n", (unsigned long long)watched[k]->done, watched[k]->messages, watched[k]->bytes);
   fclose(log);
+  log = all_had != NULL ? fopen(getenv("STAMP_EACH"), "w") : NULL;
+  for (unsigned long k = 0; log != NULL && k < wanted; k++) fprintf(log, "%llu\n", (unsigned long long)all_had[k]);
+  if (log != NULL) fclose(log);
   _exit(0);
 }
 
@@ -276,8 +287,13 @@ static void take(struct request *request, const uint8_t *data, size_t length) {
   request->had -= at;
   if (before == 0 && request->events > 0 && (int)atomic_fetch_add(&seen, 1) + 1 == streams && ready_fd >= 0)
     if (write(ready_fd, "r", 1) != 1) fail("nobody waits for the watchers");
+  if (request->events == before) return;
+  uint64_t when = now();
+  if (second_event == 0 && request->events > 1) second_event = when;
+  for (unsigned long k = before; had_by != NULL && k < request->events && k < wanted; k++)
+    if (++had_by[k] == streams) all_had[k] = when;
   if (before < wanted && request->events >= wanted) {
-    request->done = now();
+    request->done = when;
     if ((int)atomic_fetch_add(&finished, 1) + 1 == streams) report();
   }
 }
