@@ -1,14 +1,19 @@
 """A backup that is taken under load and restored beside the server that it was taken of."""
 
 import asyncio
-import shutil
+import os
+import shlex
 import stat
+import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from tests.faults import ledger
 from tests.faults.conftest import World
+from tests.support.pages import typed
 from tests.support.peers import CALL_S, MOB, Peer
+from tests.support.postgres import binary
 from tests.support.processes import Process
 from tests.support.served import Served
 
@@ -19,6 +24,7 @@ pytestmark = pytest.mark.asyncio
 
 FIRST = events_pb2.EventStart(after_cursor=0)
 MEMBERS = ("ada", "bob", "cyd")
+SQLITE, POSTGRESQL = typed("docs/operations.md", "Backup and restore")
 # The least distance of snapshots, so that some are copied.
 SETTINGS = {"MOBD_SNAPSHOT_EVENTS": "100"}
 
@@ -79,6 +85,79 @@ async def refused(served: Served, cursor: int, log_id: str) -> None:
             await client.get_state(MOB, log_id=log_id)
 
 
+class Shell:
+    """Types what the page says, in one folder: `mobd` is that of this environment, with a server's settings."""
+
+    def __init__(self, served: Served, folder: Path) -> None:
+        self._folder = folder
+        tools = binary("pg_dump")
+        path = [str(Path(sys.executable).parent), *([str(Path(tools).parent)] if tools else []), os.environ["PATH"]]
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MOBD_")}
+        self._settings = {**kept, **served.settings, "PATH": os.pathsep.join(path)}
+
+    async def type(self, *lines: str) -> str:
+        """Return what is printed; each line must succeed."""
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-ec",
+            "\n".join(lines),
+            cwd=self._folder,
+            env=self._settings,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        async with asyncio.timeout(2 * CALL_S):
+            printed, _ = await process.communicate()
+        assert process.returncode == 0, printed.decode()
+        return printed.decode()
+
+
+def beside(line: str, folder: Path, url: str | None = None) -> Served:
+    """Return a server as the last line of a block starts it, on a free port; `url` stands for what $COPY is."""
+    words = shlex.split(line)
+    at = words.index("serve")
+    assert words[at - 1] == "mobd"
+    settings = dict(word.split("=", 1) for word in words[: at - 1])
+    assert settings.pop("MOBD_HTTP_LISTEN") == "off"
+    assert settings == ({"MOBD_DATABASE_URL": "$COPY"} if url is not None else {})
+    options = dict(zip(words[at + 1 :: 2], words[at + 2 :: 2], strict=True))
+    assert options.pop("--listen").startswith("127.0.0.1:")
+    if url is None:
+        return Served(folder / "beside", None, {**SETTINGS, "MOBD_DATA_DIR": str(folder / options.pop("--data-dir"))})
+    assert not options
+    return Served(folder / "beside", url, SETTINGS)
+
+
+async def rehearse(peer: Peer, copy: Peer, first: Served, second: Served, before: dict[tuple[str, str], str]) -> None:
+    """Check a copy that was taken of `first` under load and is served beside it: `before` was acknowledged before."""
+    # Before anything else, so that what is in the log is what was copied.
+    found, original = await copy.log(), await peer.log()
+    ledger.check_gap_free(found)
+    assert [one.seq for one in found] == [one.seq for one in original[: len(found)]]
+    accepted = {
+        (one.member_id, one.input_accepted.input_id): one.input_accepted.canonical_input_id
+        for one in found
+        if one.kind == "input_accepted"
+    }
+    assert before.items() <= accepted.items()
+    assert len(found) < len(original)
+
+    old, new = await log_of(peer), await log_of(copy)
+    assert old
+    assert new
+    assert old != new
+    cursor = len(found)
+    await refused(second, cursor, old)
+    await refused(first, cursor, new)
+    assert (await go_on(first, cursor, old)).log_id == old
+    assert (await go_on(second, cursor, new)).log_id == new
+    # Each goes its own way, and what was delivered before is known to both.
+    for one in (peer, copy):
+        await one.deliver("ada", "later")
+        assert await one.deliver("ada", "ada-1") == before["ada", "ada-1"]
+    assert "snapshot_passed_over" not in second.process.output()
+
+
 async def test_a_backup_under_load_has_what_was_acknowledged_and_is_another_log(alone: World) -> None:
     first = await alone.serve(**SETTINGS)
     peer = await alone.peer(first)
@@ -86,47 +165,55 @@ async def test_a_backup_under_load_has_what_was_acknowledged_and_is_another_log(
     load = Load(peer)
     await load.reach(300)
     before = dict(load.acknowledged)
-    target = alone.folder / "backup.db"
-    process = command(first, alone.folder, "backup", str(target))
-    assert await process.ended() == 0, process.output()
+    *take, serve = SQLITE
+    shell = Shell(first, alone.folder)
+    assert "1 mobs" in await shell.type(take[0])
     count = len(load.acknowledged)
     assert count > len(before), "the backup was to be taken under load"
     await load.reach(count + 30)
     await load.end()
+    target = alone.folder / "mobd-backup.db"
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    assert [one.name for one in alone.folder.iterdir() if one.name.startswith("backup.db")] == ["backup.db"]
+    assert [one.name for one in alone.folder.iterdir() if one.name.startswith(target.name)] == [target.name]
+    await shell.type(*take[1:])
+    async with beside(serve, alone.folder) as second, Peer(second.target) as copy:
+        await rehearse(peer, copy, first, second, before)
 
-    second = Served(alone.folder / "beside", None, SETTINGS)
-    second.data.mkdir(parents=True)
-    shutil.copy(target, second.data / "mobd.db")
-    async with second, Peer(second.target) as copy:
-        # Before anything else, so that what is in the log is what was copied.
-        found, original = await copy.log(), await peer.log()
-        ledger.check_gap_free(found)
-        assert [one.seq for one in found] == [one.seq for one in original[: len(found)]]
-        accepted = {
-            (one.member_id, one.input_accepted.input_id): one.input_accepted.canonical_input_id
-            for one in found
-            if one.kind == "input_accepted"
-        }
-        assert before.items() <= accepted.items()
-        assert accepted.items() <= load.acknowledged.items()
-        assert len(found) < len(original)
 
-        old, new = await log_of(peer), await log_of(copy)
-        assert old
-        assert new
-        assert old != new
-        cursor = len(found)
-        await refused(second, cursor, old)
-        await refused(first, cursor, new)
-        assert (await go_on(first, cursor, old)).log_id == old
-        assert (await go_on(second, cursor, new)).log_id == new
-        # Each goes its own way, and what was delivered before is known to both.
-        for one in (peer, copy):
-            await one.deliver("ada", "later")
-            assert await one.deliver("ada", "ada-1") == before["ada", "ada-1"]
-        assert "snapshot_passed_over" not in second.process.output()
+async def test_a_dump_under_load_has_what_was_acknowledged_and_becomes_another_log(on_postgresql: World) -> None:
+    world = on_postgresql
+    first = await world.serve(**SETTINGS)
+    peer = await world.peer(first)
+    await peer.create(MEMBERS)
+    load = Load(peer)
+    await load.reach(300)
+    before = dict(load.acknowledged)
+    names, dump, create, restore, new_log, serve = POSTGRESQL
+    assert names.split()[0] == "export"
+    original = str(world.url)
+    # The name of the copy is that of the page; the database is where the original is.
+    copied = original.rpartition("/")[0] + "/mobd_copy"
+    assert shlex.split(create)[-1] == "mobd_copy"
+    shell, here = Shell(first, world.folder), f"export ORIGINAL={original} COPY={copied}"
+    await shell.type(here, dump)
+    count = len(load.acknowledged)
+    assert count > len(before), "the dump was to be taken under load"
+    await shell.type(here, create, restore)
+    assert "1 mobs" in await shell.type(here, new_log)
+    await load.reach(count + 30)
+    await load.end()
+    async with beside(serve, world.folder, copied) as second, Peer(second.target) as copy:
+        await rehearse(peer, copy, first, second, before)
+        in_use = command(second, world.folder, "new-log")
+        assert await in_use.ended() == 1
+        assert "in use by another mobd" in in_use.output()
+    await drop(original, "mobd_copy")
+
+
+async def drop(url: str, name: str) -> None:
+    """Remove a database, from another one of its server."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 async def test_a_copy_made_otherwise_gets_other_logs_when_nobody_serves_it(world: World) -> None:
