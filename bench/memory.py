@@ -1,205 +1,158 @@
-"""What an idle member costs in memory.
+"""What idle members cost: resident memory of each, and what the garbage collector makes of 100,000 of them.
 
 Resident memory of the server is looked at between mobs of 10,000 members each; the first mob fills what the allocator
-keeps anyway and does not count. What a member is made of is counted in this process, object by object.
+keeps anyway and does not count. For the collector 100 mobs of 1,000 members with two ended inputs each are loaded; then
+a full collection is timed, and the longest pause while another mob is delivered to. `--parts` only counts, in this
+process and object by object, what a member is made of.
 """
 
 import argparse
+import json
+import os
+import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator
+import time
 from itertools import pairwise
 from pathlib import Path
 
-import msgspec
+import parts
+import plan as plans
 import team
-from msgspec import Raw, Struct
-from postgres import Cluster
-from seed import Seed
-
-from mobd_server.machines import snapshot as states
-from mobd_server.machines.state import Member, Mob, Operation
+from ground import DELIVER_PATH, IN_FLIGHT, deliver_body
+from load import HERE, h2load, median
+from plan import Place, Plan, Round, Section, say
+from seed import Seed, teams_of
 
 MEMBERS = 10_000
 MOBS = 3
 KEYS = 2
-# Members whose objects are counted.
-COUNTED = 1_000
+TEAMS = 100
+TEAM = 1_000
+# Mobs are touched from this many calls at a time.
+AT_ONCE = 16
+RATE = 2_000.0
 
 
-class Costs(Struct):
-    """Bytes for each member in one variant."""
+class Memory:
+    """One round on one store."""
 
-    spawned: list[float] = []
-    left: list[float] = []
-    folded: list[float] = []
-    read: list[float] = []
+    def __init__(self, plan: Plan, place: Place, store: str) -> None:
+        self.plan = plan
+        self.place = place
+        self.store = store
+        self.members = plan.size(MEMBERS, least=20)
 
+    def site(self) -> team.Site:
+        """Return an empty site."""
+        return team.Site(self.place.folder, self.store, self.place.cluster)
 
-def each(before: int, after: int) -> float:
-    return (after - before) / MEMBERS
+    def each(self, sizes: list[int]) -> float:
+        """Return bytes for each member: the median of mobs, without the first."""
+        return median([(after - before) / self.members for before, after in pairwise(sizes)][1:])
 
+    def spawned(self) -> float:
+        """Spawn members by RPC."""
+        with self.site().serving(passivate_after_s=0) as running:
+            sizes = [running.rss()]
+            for number in range(MOBS + 1):
+                running.create(f"mob-{number}", self.members)
+                sizes.append(running.rss())
+        return self.each(sizes)
 
-def spawned(site: team.Site) -> tuple[list[float], list[float]]:
-    """Spawn members by RPC; then let the mobs leave memory. Return bytes for each member that is there, and that left.
-
-    What was freed and is not given back to the system counts as there.
-    """
-    with site.serving(passivate_after_s=8, snapshot_tail=1) as running:
+    def loaded(self, site: team.Site) -> float:
+        """Let a server load mobs that are there."""
         sizes = []
-        for number in range(MOBS + 1):
-            running.create(f"mob-{number}", MEMBERS)
-            # Without the first.
+        with site.serving(passivate_after_s=0, snapshot_events=10_000_000) as running:
             sizes.append(running.rss())
-        grown = [each(before, after) for before, after in pairwise(sizes)]
-        running.wait_for("snapshot_written", MOBS + 1)
-        return grown, [(running.rss() - sizes[0]) / MEMBERS / MOBS]
+            for number in range(MOBS + 1):
+                running.member(f"mob-{number}", team.names(self.members)[-1])
+                sizes.append(running.rss())
+        return self.each(sizes)
 
-
-def loaded(site: team.Site, *, snapshots: bool) -> list[float]:
-    """Fill mobs that a server then loads, each from its log or from a snapshot."""
-    sizes = []
-    with site.serving(passivate_after_s=0, snapshot_events=10_000_000) as running:
+    def seeded(self, keys: int) -> dict[str, float]:
+        """Return bytes for each member folded from a log, and read from a snapshot."""
+        site = self.site()
+        seed = Seed(site.folder, site.url)
+        made = []
         for number in range(MOBS + 1):
-            running.member(f"mob-{number}", team.names(MEMBERS)[-1])
-            sizes.append(running.rss())
-    team.say(f"{'snapshot' if snapshots else 'log'}: {[f'{size / 1e6:.0f}' for size in sizes]} MB")
-    return [each(before, after) for before, after in pairwise(sizes)][1:]
+            one = seed.mob(f"mob-{number}")
+            one.spawn(self.members)
+            one.ended_inputs(keys)
+            seed.flush()
+            made.append(one)
+        seed.close()
+        folded = self.loaded(site)
+        seed = Seed(site.folder, site.url)
+        for one in made:
+            seed.keep(one.mob.mob_id, one.mob.log_id, one.snapshot())
+        seed.close()
+        return {"folded_bytes": folded, "from_snapshot_bytes": self.loaded(site)}
+
+    def collected(self) -> dict[str, float]:
+        """Time the collector in a server that holds many members."""
+        site = self.site()
+        mobs, members = self.plan.size(TEAMS, least=2), TEAM if self.plan.seconds else 20
+        seed = Seed(site.folder, site.url)
+        names = teams_of(seed, mobs, members, inputs=KEYS, tail=0)
+        seed.close()
+        log = site.folder / "gc.log"
+        os.environ["BENCH_GC"] = str(log)
+        with site.serving([str(HERE / "gc_watch.py")], passivate_after_s=0) as running:
+            before = running.rss()
+            running.touch(names, team.names(members)[-1], AT_ONCE)
+            held = running.rss() - before
+            full = report(running, log, 1)
+            running.create("busy", 100)
+            data = deliver_body(self.place.folder / "busy.bin", "busy")
+            h2load(running, DELIVER_PATH, data, self.place.stamp, self.plan.count(RATE), IN_FLIGHT)
+            under_load = report(running, log, 2)
+        return {
+            "members": mobs * members,
+            "full_gc_ms": full["full_ms"],
+            "longest_pause_ms": under_load["longest_ms"],
+            "loading_longest_pause_ms": full["longest_ms"],
+            "held_bytes_each": held / mobs / members,
+        }
+
+    def round(self) -> Round:
+        """Measure all of it."""
+        return {
+            f"{self.store}, no key": {"spawned_bytes": self.spawned(), **self.seeded(0)},
+            f"{self.store}, {KEYS} keys": self.seeded(KEYS),
+            f"{self.store}, garbage collector": self.collected(),
+        }
 
 
-def seeded(site: team.Site, keys: int) -> tuple[list[float], list[float]]:
-    """Return bytes for each member folded from a log, and read from a snapshot."""
-    seed = Seed(site.folder, site.url)
-    made = []
-    for number in range(MOBS + 1):
-        one = seed.mob(f"mob-{number}")
-        one.spawn(MEMBERS)
-        one.ended_inputs(keys)
-        seed.flush()
-        made.append(one)
-    seed.close()
-    folded = loaded(site, snapshots=False)
-    seed = Seed(site.folder, site.url)
-    for one in made:
-        seed.keep(one.mob.mob_id, one.mob.log_id, one.snapshot())
-    seed.close()
-    return folded, loaded(site, snapshots=True)
-
-
-# What it is made of.
-
-
-def size_of(value: object) -> int:
-    """Return what an object takes of the allocator, which gives out multiples of 16 bytes."""
-    if isinstance(value, Raw):
-        return rounded(Raw.__basicsize__) + rounded(sys.getsizeof(b"") + memoryview(value).nbytes)
-    return rounded(sys.getsizeof(value))
-
-
-def rounded(size: int) -> int:
-    return -(-size // 16) * 16
-
-
-def pieces(value: object, name: str, seen: dict[int, object]) -> Iterator[tuple[str, int]]:
-    """Yield the name and size of everything that only `value` holds; `seen` is what others hold, and grows."""
-    if id(value) in seen:
-        return
-    seen[id(value)] = value
-    if isinstance(value, Struct):
-        yield type(value).__name__, size_of(value)
-        for field in value.__struct_fields__:
-            yield from pieces(getattr(value, field), f"{type(value).__name__}.{field}", seen)
-    elif isinstance(value, dict):
-        yield f"{name}, the dict", size_of(value)
-        for key, one in value.items():
-            yield from pieces(key, f"{name}, keys", seen)
-            yield from pieces(one, name, seen)
-    elif isinstance(value, list):
-        yield f"{name}, the list", size_of(value)
-        for one in value:
-            yield from pieces(one, name, seen)
-    else:
-        yield name, size_of(value)
-
-
-def shared_by_all() -> dict[int, object]:
-    """Return what is there once, however many members there are: small numbers, texts and defaults."""
-    common: list[object] = [*range(-5, 257), None, True, False, ""]
-    for kind in (Member, Operation):
-        common += kind.__struct_defaults__
-    common += vars(sys.modules[Mob.__module__]).values()
-    return {id(value): value for value in common}
-
-
-def made_of(mob: Mob) -> Counter[str]:
-    """Return what a mob's members, their operations and receipts take, by what it is, in bytes."""
-    seen = shared_by_all()
-    found: Counter[str] = Counter()
-    containers = {"Mob.members": mob.members, "Mob.operations": mob.operations, "Mob.receipts": mob.receipts}
-    for name, container in containers.items():
-        for what, size in pieces(container, name, seen):
-            found[what] += size
+def report(running: team.Running, log: Path, times: int) -> dict[str, float]:
+    """Ask a server for its pauses; it collects everything first."""
+    os.kill(running.pid, signal.SIGUSR1)
+    deadline = time.monotonic() + 30.0
+    while not log.exists() or len(log.read_text().splitlines()) < times:
+        assert time.monotonic() < deadline, "the server says nothing of its collector"
+        time.sleep(0.01)
+    found: dict[str, float] = json.loads(log.read_text().splitlines()[-1])
     return found
 
 
-def print_parts(folder: Path) -> dict[str, dict[str, float]]:
-    """Print what members are made of that were read from a snapshot: new, with inputs, with inputs of a run."""
-    seed = Seed(team.Site(folder, "sqlite", None).folder, None)
-    mobs = {name: seed.mob(name) for name in ("spawned", f"{KEYS} inputs", f"{KEYS} inputs, 1 run")}
-    for one in mobs.values():
-        one.spawn(COUNTED)
-    mobs[f"{KEYS} inputs"].ended_inputs(KEYS)
-    mobs[f"{KEYS} inputs, 1 run"].runs(KEYS)
-    found = {name: made_of(states.decode(states.encode(one.mob))) for name, one in mobs.items()}
-    seed.close()
-    largest = Counter[str]()
-    for sizes in found.values():
-        largest |= sizes
-    rows = [
-        [what, *(f"{sizes[what] / COUNTED:,.0f}" for sizes in found.values())]
-        for what, size in largest.most_common()
-        if size >= COUNTED
-    ]
-    rows.append(["together", *(f"{sizes.total() / COUNTED:,.0f}" for sizes in found.values())])
-    team.table(["bytes for each member", *found], rows)
-    return {name: {what: size / COUNTED for what, size in sizes.items()} for name, sizes in found.items()}
-
-
-def shown(values: list[float]) -> str:
-    return team.middle(values) if values else ""
-
-
-def of_store(store: str, folder: Path, cluster: Cluster | None) -> dict[str, Costs]:
-    """Measure one store."""
-
-    def site() -> team.Site:
-        return team.Site(folder, store, cluster)
-
-    grown, left = spawned(site())
-    without = Costs(grown, left, *seeded(site(), 0))
-    return {"no input remembered": without, f"{KEYS} inputs remembered": Costs([], [], *seeded(site(), KEYS))}
+def measure(plan: Plan, place: Place) -> Section:
+    """Measure the first store: what members are made of in memory does not depend on it."""
+    memory = Memory(plan, place, plan.stores[0])
+    section = Section({"members_in_a_mob": memory.members, "inputs_remembered": KEYS}, [])
+    # A round takes long, and hardly differs from the next.
+    for number in range(min(plan.rounds, 2)):
+        section.rounds.append(memory.round())
+        say(f"memory, round {number + 1}: {team.conditions()}")
+    return section
 
 
 def main() -> int:
-    """Run all of it and print the tables."""
-    parser = team.options_of(__doc__, stores="sqlite", rounds=1)
+    """Measure, or count."""
+    parser = plans.parser_of(__doc__)
     parser.add_argument("--parts", action="store_true", help="only say what a member is made of")
     options: argparse.Namespace = parser.parse_args()
-    stores = options.store or ["sqlite"]
-    numbers: dict[str, object] = {}
-    with team.workplace([] if options.parts else stores) as (folder, cluster):
-        numbers["parts"] = print_parts(folder)
-        for store in [] if options.parts else stores:
-            found = of_store(store, folder, cluster)
-            rows = [
-                [name, shown(one.spawned), shown(one.folded), shown(one.read), shown(one.left)]
-                for name, one in found.items()
-            ]
-            head = ["spawned by RPC", "folded from the log", "read from a snapshot", "after it left memory"]
-            team.table([f"{store}: bytes for each member", *head], rows)
-            numbers[store] = msgspec.to_builtins(found)
-    team.write_json(options.json, numbers)
-    return 0
+    if options.parts:
+        return parts.main()
+    return plans.main(__doc__, measure, options)
 
 
 if __name__ == "__main__":

@@ -155,9 +155,9 @@ def plan_of(options: argparse.Namespace) -> Plan:
     )
 
 
-def main(doc: str | None, measure: Measure) -> int:
+def main(doc: str | None, measure: Measure, options: argparse.Namespace | None = None) -> int:
     """Run one benchmark by itself and print its table."""
-    plan = plan_of(parser_of(doc).parse_args())
+    plan = plan_of(options or parser_of(doc).parse_args())
     missing = need_tools()
     if missing:
         say(f"bench: {missing}")

@@ -54,7 +54,7 @@ def watched(ground: Ground, running: team.Running, events: int, readers: int) ->
 
 
 def polled(running: team.Running, events: int) -> dict[str, float]:
-    """Read the log with PollEvents. What comes is only counted afterwards: a Python client is not what is measured."""
+    """Read the log with PollEvents. Events are counted afterwards: not a Python client is measured."""
     poll: Any = running.channel.unary_unary(
         POLL_PATH, request_serializer=events_pb2.PollEventsRequest.SerializeToString
     )

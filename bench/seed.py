@@ -159,6 +159,21 @@ class Seed:
         self.engine.dispose()
 
 
+def teams_of(seed: Seed, mobs: int, members: int, *, inputs: int, tail: int) -> list[str]:
+    """Make mobs at rest whose members remember `inputs` ended inputs each, with a snapshot `tail` events ago."""
+    made = [f"team-{number:03}" for number in range(mobs)]
+    for mob_id in made:
+        one = seed.mob(mob_id)
+        one.spawn(members)
+        one.ended_inputs(inputs)
+        if tail:
+            seed.keep(mob_id, one.mob.log_id, one.snapshot())
+            for number, member_id in enumerate(list(one.mob.members)[:tail]):
+                one.do(c.Deliver(member_id, f"tail-{number}", CONTENT, kind="operation"))
+    seed.flush()
+    return made
+
+
 def log_of(seed: Seed, mob_id: str, events: int, *, members: int = 100, days: float, keep_snapshots: bool) -> None:
     """Make a mob whose log has `events` events, most of them of turns: accepted, started, settled."""
     seeded = seed.mob(mob_id, days=days, keep_snapshots=keep_snapshots)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from mobd.v1 import (
     mobs_pb2_grpc,
 )
 
+SERVER = ("-m", "mobd_server")
 DEFINITION = '{"profiles": {"worker": {}}}'
 TEXT = "x" * 140
 MARK = "@" * 12
@@ -113,6 +115,14 @@ class Running(Served):
         """Return a member."""
         return self.members.GetMember(members_pb2.GetMemberRequest(mob_id=mob_id, member_id=member_id)).member
 
+    def touch(self, mob_ids: Sequence[str], member_id: str, at_once: int) -> float:
+        """Ask each mob for a member, so that all are in memory; return how long that took, in seconds."""
+        began = time.monotonic()
+        with ThreadPoolExecutor(at_once) as pool:
+            found = list(pool.map(lambda mob_id: self.member(mob_id, member_id), mob_ids))
+        assert [one.mob_id for one in found] == list(mob_ids)
+        return time.monotonic() - began
+
     def wait_until_serving(self) -> None:
         """Return when health says that the server serves."""
         health = health_pb2_grpc.HealthStub(self.channel)
@@ -150,7 +160,7 @@ class Site:
         self.folder = Path(tempfile.mkdtemp(prefix=f"{store}-", dir=parent))
         self.url = cluster.new_database() if store == "postgresql" and cluster is not None else None
         if self.url is not None:
-            subprocess.run(self._command("migrate"), env=self._env(0), check=True, capture_output=True)
+            subprocess.run([sys.executable, *SERVER, "migrate"], env=self._env(0), check=True, capture_output=True)
 
     def input_ids(self, mob_id: str) -> set[str]:
         """Return the input ids that a mob's log holds, read from the store itself."""
@@ -163,9 +173,6 @@ class Site:
                 rows = local.execute(f"{query}?", [mob_id]).fetchall()
         return {json.loads(payload)["input_id"] for (payload,) in rows}
 
-    def _command(self, verb: str) -> list[str]:
-        return [sys.executable, "-m", "mobd_server", verb]
-
     def _env(self, port: int, **settings: Any) -> dict[str, str]:
         env = {name: value for name, value in os.environ.items() if not name.startswith("MOBD_")}
         env |= {"MOBD_LISTEN": f"127.0.0.1:{port}", "MOBD_DATA_DIR": str(self.folder), "MOBD_LOG_FORMAT": "json"}
@@ -174,12 +181,16 @@ class Site:
             env["MOBD_DATABASE_URL"] = self.url
         return env | {f"MOBD_{name.upper()}": str(value) for name, value in settings.items()}
 
-    def start(self, **settings: Any) -> Running:
-        """Start a server, and return when it listens."""
+    def start(self, program: Sequence[str] = SERVER, **settings: Any) -> Running:
+        """Start a server, or another program that is one, and return when it listens."""
         port = free_port()
         with (self.folder / "server.log").open("w") as log:
             process = subprocess.Popen(
-                self._command("serve"), env=self._env(port, **settings), stdout=log, stderr=subprocess.STDOUT, text=True
+                [sys.executable, *program, "serve"],
+                env=self._env(port, **settings),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         while True:
             with socket.socket() as probe:
@@ -190,9 +201,9 @@ class Site:
             time.sleep(0.002)
 
     @contextmanager
-    def serving(self, **settings: Any) -> Iterator[Running]:
+    def serving(self, program: Sequence[str] = SERVER, **settings: Any) -> Iterator[Running]:
         """Serve within the block, and kill the server at its end."""
-        running = self.start(**settings)
+        running = self.start(program, **settings)
         try:
             yield running
         finally:
