@@ -22,8 +22,8 @@ from mobd_server.machines.answers import (
     SpawnRefusal,
 )
 from mobd_server.machines.decision import new_mob, wake_at
-from mobd_server.machines.roster import EMPTY_DIGEST, MEMBERS
-from mobd_server.machines.state import NOTHING, Definition, Profile
+from mobd_server.machines.roster import MEMBERS
+from mobd_server.machines.state import EMPTY_DIGEST, NOTHING, Definition, Profile
 from mobd_server.machines.views import view_member, view_mob, waiting_reason
 
 

@@ -20,7 +20,7 @@ from mobd_server.machines.answers import (
     SendUnassign,
 )
 from mobd_server.machines.operation import name_of
-from mobd_server.machines.roster import EMPTY_DIGEST
+from mobd_server.machines.state import EMPTY_DIGEST
 
 
 def running() -> Scene:

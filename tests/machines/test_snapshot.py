@@ -10,7 +10,7 @@ from mobd_server.machines.decision import fold, new_mob
 from mobd_server.machines.events import BY_KIND
 from mobd_server.machines.records import Append, Record
 from mobd_server.machines.sections import parts
-from mobd_server.machines.snapshot import SnapshotUnusable, decode, encode, take
+from mobd_server.machines.snapshot import PIECE_BYTES, SnapshotUnusable, decode, encode, read, take
 from mobd_server.machines.state import NOTHING, Mob
 
 
@@ -101,8 +101,39 @@ def test_a_state_shows_the_names_of_lives_that_go_on() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"mob_id":1}', '{"mob_id":"m","members":[]}', '"\ud800"'])
-def test_what_is_no_snapshot_is_named(text: str) -> None:
+def test_a_large_state_is_read_in_pieces_and_every_line_is_one() -> None:
+    author = Author("m")
+    author.create(*[f"m{n}" for n in range(400)])
+    text = take(author.mob)
+    lines = text.decode().split("\n")
+    assert max(map(len, lines)) < PIECE_BYTES + 2_000
+    pieces = list(read(text))
+    assert len(pieces) + 1 == len(lines) - 2 >= 4
+    # It is one JSON text all the same.
+    whole = msgspec.json.decode(text)
+    assert whole[0]["mob_id"] == "m"
+    assert {name for piece in whole[1:] for name in piece.get("members", ())} == set(author.mob.members)
+    assert decode(text) == author.mob
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[\n]",
+        "[\n\n]",
+        '{"mob_id":"m"}',
+        '[\n{"mob_id":1}\n]',
+        '[\n{"mob_id":"m"},\n{"members":[]}\n]',
+        '[\n{"mob_id":"m"},\n]',
+        '[\n{"mob_id":"m"}',
+        '"\ud800"',
+        b'[\n{"mob_id":"\xff"}\n]',
+    ],
+)
+def test_what_is_no_snapshot_is_named(text: str | bytes) -> None:
     with pytest.raises(SnapshotUnusable):
         decode(text)
 

@@ -9,44 +9,52 @@ from sys import intern
 from msgspec import Raw
 from msgspec.structs import force_setattr
 
-from mobd_server.machines.roster import EMPTY_DIGEST
 from mobd_server.machines.state import NOTHING, Member, Mob, Operation
 
 
-def share(mob: Mob) -> None:
-    """Let members, their operations and their receipts have what is equal in common."""
-    _operations(mob)
-    runs = {run_id: run_id for run_id in mob.receipts}
-    for name, member in mob.members.items():
-        _member(name, member, runs)
-        operation = mob.operations.get(member.operation_id)
-        if operation is not None:
-            _life(name, member, operation)
-    for receipt in mob.receipts.values():
-        served = mob.members.get(receipt.member_id)
-        if served is not None and served.member_id == receipt.member_id:
-            force_setattr(receipt, "member_id", served.member_id)
+class Sharing:
+    """Shares what is equal in a mob that is read in pieces: all its operations and receipts, then its members."""
 
+    __slots__ = ("_handles", "_mob", "_runs")
 
-def _operations(mob: Mob) -> None:
-    handles: dict[bytes, Raw] = {}
-    for name, operation in mob.operations.items():
-        if operation.operation_id == name:
-            operation.operation_id = name
-        if operation.peer_handle is not NOTHING:
-            operation.peer_handle = handles.setdefault(bytes(operation.peer_handle), operation.peer_handle)
-        if operation.updated_seq == operation.created_seq:
-            operation.updated_seq = operation.created_seq
+    def __init__(self, mob: Mob) -> None:
+        self._mob = mob
+        self._handles: dict[bytes, Raw] = {}
+        # The names of receipts, once the members begin.
+        self._runs: dict[str, str] | None = None
 
+    def operations(self, some: dict[str, Operation]) -> None:
+        """Let operations that were read have what is equal in common."""
+        for name, operation in some.items():
+            if operation.operation_id == name:
+                operation.operation_id = name
+            if operation.peer_handle is not NOTHING:
+                operation.peer_handle = self._handles.setdefault(bytes(operation.peer_handle), operation.peer_handle)
+            if operation.updated_seq == operation.created_seq:
+                operation.updated_seq = operation.created_seq
 
-def _member(name: str, member: Member, runs: dict[str, str]) -> None:
-    if member.member_id == name:
-        member.member_id = name
-    member.role = intern(member.role)
-    if member.digest == EMPTY_DIGEST:
-        member.digest = EMPTY_DIGEST
-    if member.receipts:
-        member.receipts = [runs.get(run_id, run_id) for run_id in member.receipts]
+    def members(self, some: dict[str, Member]) -> None:
+        """Let members that were read have names in common with their operations and receipts."""
+        operations = self._mob.operations
+        for name, member in some.items():
+            if member.member_id == name:
+                member.member_id = name
+            member.role = intern(member.role)
+            if member.receipts:
+                member.receipts = self._receipts(name, member.receipts)
+            operation = operations.get(member.operation_id)
+            if operation is not None:
+                _life(name, member, operation)
+
+    def _receipts(self, name: str, run_ids: list[str]) -> list[str]:
+        receipts = self._mob.receipts
+        if self._runs is None:
+            self._runs = {run_id: run_id for run_id in receipts}
+        for run_id in run_ids:
+            receipt = receipts.get(run_id)
+            if receipt is not None and receipt.member_id == name:
+                force_setattr(receipt, "member_id", name)
+        return [self._runs.get(run_id, run_id) for run_id in run_ids]
 
 
 def _life(name: str, member: Member, operation: Operation) -> None:

@@ -21,10 +21,10 @@ from mobd_server.machines.lanes import count_waiting
 from mobd_server.machines.member import TABLE, relist, set_timer
 from mobd_server.machines.placement import place, reuse
 from mobd_server.machines.records import Record, SessionRow
-from mobd_server.machines.roster import EMPTY_DIGEST, deliver_initial
+from mobd_server.machines.roster import deliver_initial
 from mobd_server.machines.run import settle
 from mobd_server.machines.sharing import serve_work
-from mobd_server.machines.state import DRAIN_US, Former, Member, Mob, Report
+from mobd_server.machines.state import DRAIN_US, EMPTY_DIGEST, Former, Member, Mob, Report
 from mobd_server.machines.undo import Undo
 from mobd_server.machines.views import view_member
 
@@ -353,7 +353,6 @@ def respawned(mob: Mob, undo: Undo, record: Record, event: e.MemberRespawned) ->
         context=old.context,
         ended=old.ended,
         forgotten_at=old.forgotten_at,
-        digest=EMPTY_DIGEST,
         receipts=old.receipts,
         active_seq=record.seq,
         operation_id=event.operation_id,

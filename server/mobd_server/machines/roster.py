@@ -16,15 +16,13 @@ from mobd_server.machines.inbox import accept
 from mobd_server.machines.member import TABLE
 from mobd_server.machines.placement import place
 from mobd_server.machines.records import Record, SessionRow
-from mobd_server.machines.state import NOTHING, Member, Mob
+from mobd_server.machines.state import EMPTY_DIGEST, NOTHING, Member, Mob
 from mobd_server.machines.undo import Undo
 from mobd_server.machines.views import view_member
 
 MEMBERS: Final = 10_000
 # The most that one request spawns; a decision always keeps room for as many.
 MEMBERS_AT_ONCE: Final = 1_000
-# The digest of a transcript without messages: SHA-256 of "[]".
-EMPTY_DIGEST: Final = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
 
 
 def spawn_member(d: Draft, command: c.SpawnMember) -> MemberView:
@@ -134,7 +132,6 @@ def spawned(mob: Mob, undo: Undo, record: Record, event: e.MemberSpawned) -> Non
         context=NOTHING if event.context is NOTHING else Raw(bytes(event.context)),
         ended=former.ended if former is not None else b"",
         forgotten_at=former.forgotten_at if former is not None else 0,
-        digest=EMPTY_DIGEST,
         active_seq=record.seq,
         operation_id=event.operation_id,
         initial_input_id=event.initial_input_id,

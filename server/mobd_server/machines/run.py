@@ -24,6 +24,7 @@ from mobd_server.machines.records import MessageRow, Record, RunRow, SessionRow
 from mobd_server.machines.sharing import refill
 from mobd_server.machines.state import (
     BACKOFF_US,
+    EMPTY_DIGEST,
     MAX_ATTEMPTS,
     MAX_RESENDS,
     NOTHING,
@@ -433,7 +434,8 @@ def _keep_receipt(mob: Mob, undo: Undo, member: Member, run: Run, event: e.RunSe
     member.last_output = bytes(event.output).decode()[:_PREVIEW]
     member.last_error = ""
     member.message_count = event.message_count
-    member.digest = event.digest
+    # What is left out of a snapshot is told by its identity.
+    member.digest = EMPTY_DIGEST if event.digest == EMPTY_DIGEST else event.digest
     if member.receipts is None:
         member.receipts = []
     undo.append(member.receipts, run.run_id)

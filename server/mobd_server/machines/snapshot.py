@@ -1,10 +1,12 @@
 """The state of a mob as JSON text, from which it is loaded without folding its whole log.
 
 A snapshot is only ever a shorter way to what the log says: one that can't be used is passed over, and the log is
-folded instead. `FORMAT` changes with every change of `Mob` that an old text would be read wrongly by.
+folded instead. It is a JSON array with a line for each piece: the mob without its large containers, and these in
+pieces that are each read in about a millisecond, so that whoever reads one can let others run in between. `FORMAT`
+changes with every change of `Mob` that an old text would be read wrongly by.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -13,13 +15,30 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import force_setattr
 
-from mobd_server.machines.interning import share
-from mobd_server.machines.state import NOTHING, Mob
+from mobd_server.machines.interning import Sharing
+from mobd_server.machines.state import NOTHING, Former, Ledger, Member, Mob, Operation, Receipt
 
 FORMAT: Final = 2
+# A piece ends with the entry with which it is so long, in bytes.
+PIECE_BYTES: Final = 1 << 16
+
+
+class Piece(Struct, omit_defaults=True):
+    """Some entries of one of the large containers of a mob, which have the same names there.
+
+    The containers come in the order in which they stand here: members share what the others have.
+    """
+
+    operations: dict[str, Operation] = {}
+    receipts: dict[str, Receipt] = {}
+    requests: dict[str, Ledger] = {}
+    former: dict[str, Former] = {}
+    members: dict[str, Member] = {}
+
 
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
-_decode: Final = msgspec.json.Decoder(Mob).decode
+_decode_mob: Final = msgspec.json.Decoder(Mob).decode
+_decode_piece: Final = msgspec.json.Decoder(Piece).decode
 
 Settle = Callable[[Any], Any]
 
@@ -30,17 +49,35 @@ class SnapshotUnusable(Exception):
 
 def encode(mob: Mob) -> bytes:
     """Return the state as JSON. States that were folded from the same log have the same bytes."""
-    return _encode(mob)
+    return b"[\n" + b",\n".join(_pieces(mob)) + b"\n]"
 
 
 def decode(text: bytes | str) -> Mob:
     """Return the state that `encode` wrote; it shares no memory with `text`. Raises SnapshotUnusable."""
+    reading = read(text)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            mob: Mob = done.value
+            return mob
+
+
+def read(text: bytes | str) -> Generator[None, None, Mob]:
+    """Do what `decode` does, piece by piece: yield after each, and return the state."""
+    lines = _lines(text if isinstance(text, str) else _text(text))
     try:
-        mob = _decode(text)
+        mob: Mob = _SETTLE_MOB(_decode_mob(next(lines, "")))
+        sharing = Sharing(mob)
+        for line in lines:
+            yield
+            piece: Piece = _SETTLE_PIECE(_decode_piece(line))
+            for name in _CONTAINERS:
+                getattr(mob, name).update(getattr(piece, name))
+            sharing.operations(piece.operations)
+            sharing.members(piece.members)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise SnapshotUnusable(str(error)) from error
-    _SETTLE_MOB(mob)
-    share(mob)
     return mob
 
 
@@ -50,6 +87,46 @@ def take(mob: Mob) -> bytes:
     if decode(text) != mob:
         raise SnapshotUnusable(f"the state of mob '{mob.mob_id}' at {mob.head} does not come back as it was")
     return text
+
+
+def _pieces(mob: Mob) -> Iterator[bytes]:
+    """Yield the lines of a text."""
+    yield _encode(msgspec.structs.replace(mob, **{name: {} for name in _CONTAINERS}))
+    for container in _CONTAINERS:
+        entries: list[bytes] = []
+        size = 0
+        whole = getattr(mob, container)
+        for name in sorted(whole):
+            entries.append(_encode(name) + b":" + _encode(whole[name]))
+            size += len(entries[-1])
+            if size >= PIECE_BYTES:
+                yield _piece(container, entries)
+                entries, size = [], 0
+        if entries:
+            yield _piece(container, entries)
+
+
+def _piece(container: str, entries: list[bytes]) -> bytes:
+    return b'{"%s":{%s}}' % (container.encode(), b",".join(entries))
+
+
+def _text(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise SnapshotUnusable(str(error)) from error
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the pieces of a text, of which there is one at least."""
+    if not (text.startswith("[\n") and text.endswith("\n]")):
+        raise ValueError("it is no list of pieces")
+    at = 2
+    while at < len(text) - 1:
+        end = text.index("\n", at)
+        # All but the last end with a comma.
+        yield text[at : end - 1] if end < len(text) - 2 else text[at:end]
+        at = end + 1
 
 
 def superfluous(seqs: Sequence[int], spacing: int) -> list[int]:
@@ -121,4 +198,6 @@ def _of_struct(kind: type[Struct], known: dict[Any, Settle | None]) -> Settle | 
     return settle if fields else None
 
 
+_CONTAINERS: Final = Piece.__struct_fields__
 _SETTLE_MOB: Final[Settle] = _settler(Mob, {}) or (lambda value: value)
+_SETTLE_PIECE: Final[Settle] = _settler(Piece, {}) or (lambda value: value)

@@ -56,6 +56,8 @@ DEADLINE_STEP_US: Final = 10_000_000
 # For how long a draining member that lost its agent waits for another one.
 DRAIN_US: Final = 60_000_000
 OPERATIONS_KEPT: Final = 256
+# The digest of a transcript without messages: SHA-256 of "[]".
+EMPTY_DIGEST: Final = "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945"
 
 
 # No JSON at all. A default that is this object is left out when it is encoded, and comes back as this object; what is
@@ -180,7 +182,7 @@ class Member(Struct, gc=False, omit_defaults=True):
     # Inputs accepted up to this time (µs) may have been forgotten.
     forgotten_at: int = 0
     message_count: int = 0
-    digest: str = ""
+    digest: str = EMPTY_DIGEST
     # Runs whose receipts are kept, oldest first.
     receipts: list[str] | None = None
     # The member's head input failed and is not tried again before this time (µs); 0 if it may run.
