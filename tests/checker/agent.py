@@ -68,6 +68,10 @@ class RecordedAgent:
             while (answer := await call.read()) is not grpc.aio.EOF:
                 for frame in answer.frames:
                     await self._take(frame)
+        except asyncio.CancelledError:
+            # A stream that this agent itself broke off says so in this way; nobody cancels the task.
+            if not call.cancelled():
+                raise
         finally:
             beats.cancel()
             call.cancel()

@@ -82,7 +82,7 @@ def _inputs(seen: MobSeen) -> Iterator[Verdict]:
         elif ENDS.get(state, "") != fact.end or (state == "INPUT_STATE_RUNNING") != bool(fact.run):
             text = f"input {name} is listed as {state}, and in the log it is '{fact.end or fact.run or 'waiting'}'"
             yield Verdict(_STATE, text, cite(fact.event, facts.event(fact.end_seq)))
-        elif one.get("attempt", 0) < fact.attempts:
+        elif not fact.end and one.get("attempt", 0) != fact.attempts:
             text = f"input {name} is listed with attempt {one.get('attempt', 0)}, and it has had {fact.attempts}"
             yield Verdict(_STATE, text, cite(fact.event))
     for fact in facts.inputs.values():
