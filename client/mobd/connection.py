@@ -154,7 +154,7 @@ class Connection:
 
     async def _watch_loop(self) -> None:
         """Name what blocks the loop that turns run on."""
-        while True:
+        while system.current().loops_apart:
             await asyncio.sleep(self._blocked_s / 2)
             if not self._turns.on_loop:
                 continue

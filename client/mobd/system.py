@@ -19,6 +19,9 @@ from mobd.loops import LoopThread
 class System:
     """The machine itself."""
 
+    #: Whether `open_loop` gives a loop that turns can't block.
+    loops_apart = True
+
     def time_ms(self) -> int:
         """Return wall time: milliseconds since 1970."""
         return time.time_ns() // 1_000_000
