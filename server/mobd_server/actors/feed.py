@@ -247,5 +247,8 @@ class Subscription:
         limit = min(PAGE_RECORDS, feed.head - self.cursor)
         page = await self._store.read_events(feed.mob_id, self.cursor, limit)
         if not page or page[0].seq != self.cursor + 1:
+            if self._error is not None:
+                # Those who follow a mob are ended before its log is deleted.
+                raise self._error
             raise Internal(f"the log of mob '{feed.mob_id}' has no event {self.cursor + 1}")
         return page

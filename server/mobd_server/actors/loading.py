@@ -2,20 +2,22 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
 
 from msgspec import Struct
 
 from mobd_server.actors.feed import Feed
 from mobd_server.actors.publisher import Publisher
-from mobd_server.errors import CursorAhead, CursorTooOld, LogChanged, MobNotFound, MobQuarantined
+from mobd_server.errors import CursorAhead, CursorTooOld, Internal, LogChanged, MobNotFound, MobQuarantined
 from mobd_server.faults import ARMED, reach
 from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.decision import fold, new_mob
 from mobd_server.machines.records import Record
 from mobd_server.machines.state import Mob
 from mobd_server.ports import Loaded, Snapshot, Store
+
+T = TypeVar("T")
 
 log: Final = logging.getLogger(__name__)
 
@@ -72,8 +74,25 @@ async def rebuild(store: Store, mob_id: str, seq: int) -> Mob:
     if loaded is None:
         raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
     check_cursor(mob_id, loaded, seq)
-    mob, _ = await _read(store, mob_id, loaded, seq, seq, lambda _: None)
+    reading = _read(store, mob_id, loaded, seq, seq, lambda _: None)
+    mob, _ = await unless_deleted(store, mob_id, loaded.log_id, reading)
     return mob
+
+
+async def unless_deleted(store: Store, mob_id: str, log_id: str, reading: Awaitable[T]) -> T:
+    """Return what `reading` finds in a log; raise MobNotFound if it misses something because the mob was deleted."""
+    try:
+        return await reading
+    except (Internal, MobQuarantined):
+        await check_undeleted(store, mob_id, log_id)
+        raise
+
+
+async def check_undeleted(store: Store, mob_id: str, log_id: str) -> None:
+    """Raise MobNotFound unless the mob still has the log that was looked at before; its name may be another's now."""
+    found = await store.head(mob_id)
+    if found is None or found.log_id != log_id:
+        raise MobNotFound(f"mob '{mob_id}' was deleted", {"mob_id": mob_id})
 
 
 def check_cursor(mob_id: str, log: Loaded, cursor: int, log_id: str = "") -> None:

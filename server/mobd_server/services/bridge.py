@@ -6,8 +6,10 @@ from typing import Final, cast
 
 from msgspec import Struct
 
+from mobd_server.actors.actor import MobActor
 from mobd_server.actors.hub import Hub
 from mobd_server.actors.links import Call, Reply
+from mobd_server.actors.loading import unless_deleted
 from mobd_server.actors.publisher import Publisher
 from mobd_server.actors.registry import Registry
 from mobd_server.errors import LocalMember, RunNotFound
@@ -149,7 +151,7 @@ class Bridge:
         actor = await self._registry.load(mob_id)
         connected = self._hub.connected(mob_id)
         found = await actor.read(lambda mob: find(mob, member_id, name, connected))
-        return (await ended_views(self._store, [found]))[0] if isinstance(found, Ended) else found
+        return (await self._views(actor, [found]))[0]
 
     async def page(
         self, mob_id: str, member_id: str, state: str | None, page_size: int, token: str
@@ -167,7 +169,7 @@ class Bridge:
         page: list[InputView] = []
         room, last = PAGE_BYTES, ""
         for begin in range(0, min(len(found), scan), READ_AT_ONCE):
-            for view in await self._views(found[begin : min(begin + READ_AT_ONCE, scan)]):
+            for view in await self._views(actor, found[begin : min(begin + READ_AT_ONCE, scan)]):
                 if state in (None, view.state):
                     room -= _size(view)
                     if page and (len(page) == limit or room < 0):
@@ -212,8 +214,9 @@ class Bridge:
                 {"mob_id": mob_id, "member_id": member_id, "run_id": run_id},
             )
 
-    async def _views(self, found: list[InputView | Ended]) -> list[InputView]:
-        ended = iter(await ended_views(self._store, [one for one in found if isinstance(one, Ended)]))
+    async def _views(self, actor: MobActor, found: list[InputView | Ended]) -> list[InputView]:
+        reading = ended_views(self._store, [one for one in found if isinstance(one, Ended)])
+        ended = iter(await unless_deleted(self._store, actor.mob_id, actor.log_id, reading))
         return [next(ended) if isinstance(one, Ended) else one for one in found]
 
 

@@ -5,10 +5,10 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-from mobd_server.actors.loading import check_cursor
+from mobd_server.actors.loading import check_cursor, check_undeleted
 from mobd_server.actors.publisher import Publisher
 from mobd_server.actors.registry import Registry
-from mobd_server.errors import MobNotFound, MobQuarantined
+from mobd_server.errors import Internal, MobNotFound, MobQuarantined
 from mobd_server.machines.records import Record
 from mobd_server.ports import Clock, Store
 
@@ -85,6 +85,9 @@ class Events:
         while page.next_cursor < log.head and len(page.records) < limit and room > 0 and scanned < PAGE_SCANNED:
             count = min(READ_AT_ONCE, log.head - page.next_cursor, PAGE_SCANNED - scanned)
             records = await self._read(mob_id, page.next_cursor, count)
+            if not records or records[-1].seq != page.next_cursor + len(records):
+                await check_undeleted(self._store, mob_id, log.log_id)
+                raise Internal(f"the log of mob '{mob_id}' has a gap behind event {page.next_cursor}")
             scanned += len(records)
             for record in records:
                 if wanted.of([record]):

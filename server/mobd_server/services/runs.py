@@ -5,6 +5,7 @@ from typing import cast
 import msgspec
 from msgspec import Raw, Struct
 
+from mobd_server.actors.loading import unless_deleted
 from mobd_server.actors.registry import Registry
 from mobd_server.errors import Internal, RunNotFound
 from mobd_server.machines.events import RunSettled
@@ -64,7 +65,7 @@ class Runs:
         row = await self._store.read_run(mob_id, run_id)
         if row is None:
             raise RunNotFound(f"mob '{mob_id}' has no run '{run_id}'", {"mob_id": mob_id, "run_id": run_id})
-        return await self._settled(mob_id, row)
+        return await unless_deleted(self._store, mob_id, actor.log_id, self._settled(mob_id, row))
 
     async def page(
         self, mob_id: str, member_id: str, state: str | None, page_size: int, token: str
@@ -73,6 +74,7 @@ class Runs:
         question = ("runs", mob_id, member_id, state)
         after = page_start(question, token)
         limit = page_size or DEFAULT_PAGE
+        log_id = (await self._registry.load(mob_id)).log_id
         live = await self._live(mob_id, after, member_id, state)
         rows, beyond = await self._rows(mob_id, after, limit, member_id, state)
         settled = {row.run_id: row for row in rows}
@@ -82,7 +84,10 @@ class Runs:
         page: list[RunView] = []
         room = PAGE_BYTES
         for run_id in known[:limit]:
-            view = await self._settled(mob_id, settled[run_id]) if run_id in settled else live[run_id]
+            if run_id in settled:
+                view = await unless_deleted(self._store, mob_id, log_id, self._settled(mob_id, settled[run_id]))
+            else:
+                view = live[run_id]
             room -= _size(view)
             if page and room < 0:
                 break

@@ -5,7 +5,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from mobd_server.actors.loading import check_cursor
+from mobd_server.actors.loading import check_cursor, check_undeleted
 from mobd_server.actors.registry import Registry
 from mobd_server.errors import MobNotFound
 from mobd_server.machines.sections import Part, parts, weight
@@ -51,6 +51,8 @@ class States:
             header, found = Header(cursor, log.head, log.log_id), None
         if found is None:
             found = await self._rebuilder.sections(mob_id, header.cursor)
+            # It may be the state of another mob, which has taken the name.
+            await check_undeleted(self._store, mob_id, header.log_id)
         yield header
         yield found
 
