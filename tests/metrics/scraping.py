@@ -49,10 +49,11 @@ class Scrape:
 async def get(server: Server, path: str) -> Page:
     """Ask a server over HTTP."""
     assert server.web is not None, "the test has turned it off"
-    return await asyncio.wait_for(asyncio.to_thread(_get, f"http://{server.web.address}{path}"), TIMEOUT_S)
+    return await asyncio.wait_for(asyncio.to_thread(fetch, f"http://{server.web.address}{path}"), TIMEOUT_S)
 
 
-def _get(url: str) -> Page:
+def fetch(url: str) -> Page:
+    """Ask over HTTP, and wait for the answer."""
     try:
         with urlopen(url, timeout=TIMEOUT_S) as answer:
             return Page(answer.status, answer.read().decode())

@@ -142,6 +142,15 @@ async def test_mobs_that_cannot_be_loaded_are_counted_by_reason() -> None:
     assert (found.unreadable, found.newer) == (1, 2)
 
 
+async def test_the_journal_is_never_seen_as_it_was() -> None:
+    world = HubWorld()
+    await world.create("ada")
+    asked = census(world)
+    assert not (await asked.numbers()).down
+    world.journal.down = True
+    assert (await asked.numbers()).down
+
+
 async def test_a_count_is_good_for_a_while() -> None:
     world = HubWorld()
     await world.create("ada")

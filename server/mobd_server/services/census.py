@@ -68,14 +68,19 @@ class Census:
         self._lock = asyncio.Lock()
 
     async def numbers(self) -> Numbers:
-        """Return what there is, as it was counted at most a second, or twenty times the time it takes, ago."""
+        """Return what there is, as it was counted at most a second, or twenty times the time it takes, ago.
+
+        The journal is looked at anew each time: it costs nothing, and says the same as health and readiness.
+        """
         async with self._lock:
             began = self._clock.monotonic()
             if began >= self._fresh_until:
                 self._numbers = await self._count()
                 ended = self._clock.monotonic()
                 self._fresh_until = ended + max(FRESH_S, FRESH_TIMES * (ended - began))
-            return self._numbers
+            found, journal = self._numbers, self._journal
+            found.appends_waiting, found.append_age_s, found.down = journal.waiting, journal.age_s, journal.down
+            return found
 
     async def _count(self) -> Numbers:
         found = Numbers()
@@ -123,7 +128,7 @@ class Census:
                 await asyncio.sleep(0)
 
     def _count_rest(self, found: Numbers) -> None:
-        registry, hub, journal = self._registry, self._hub, self._journal
+        registry, hub = self._registry, self._hub
         found.mobs = registry.loaded
         found.unreadable, found.newer = len(registry.quarantined), len(registry.newer)
         for presence in hub.presences():
@@ -134,7 +139,6 @@ class Census:
             else:
                 found.agents_connected += 1
         found.suspensions, found.streams = hub.suspensions, hub.connections
-        found.appends_waiting, found.append_age_s, found.down = journal.waiting, journal.age_s, journal.down
 
 
 async def _pause_after(work: int) -> int:
