@@ -6,6 +6,7 @@ tick. A journal whose store failed is *down*: it accepts nothing until the store
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Container
 from functools import partial
@@ -17,6 +18,8 @@ from mobd_server.errors import Exhausted, JournalDown, JournalFull, Unavailable
 from mobd_server.faults import ARMED, reach
 from mobd_server.machines.records import Append
 from mobd_server.ports import Clock, JournalMeter, Result, Timer, Writer
+
+log: Final = logging.getLogger(__name__)
 
 SLOTS: Final = 4_096
 # Groups of this size and more are followed by one that is collected for a while.
@@ -209,7 +212,7 @@ class Journal:
     def _tell(self, appends: list[Append], owners: list[Appender], results: list[Result]) -> None:
         touched: dict[Appender, None] = {}
         lost: dict[Appender, None] = {}
-        failed = False
+        failure: Result | None = None
         for append, owner, result in zip(appends, owners, results, strict=True):
             touched[owner] = None
             if result.fate == "committed":
@@ -217,11 +220,12 @@ class Journal:
             elif owner not in lost:
                 lost[owner] = None
                 owner.lost(append, result)
-                failed = failed or result.fate in ("unknown", "aborted")
+                if failure is None and result.fate in ("unknown", "aborted"):
+                    failure = result
         if lost:
             self._drop(lost)
-        if failed:
-            self._go_down(touched, lost)
+        if failure is not None:
+            self._go_down(touched, lost, failure)
         if ARMED:
             reach("before_answer")
         for owner in touched:
@@ -230,11 +234,12 @@ class Journal:
             owner.react()
         for owner in lost:
             owner.leave()
-        if failed:
+        if failure is not None:
             self._tell_change()
 
-    def _go_down(self, touched: dict[Appender, None], lost: dict[Appender, None]) -> None:
+    def _go_down(self, touched: dict[Appender, None], lost: dict[Appender, None], failure: Result) -> None:
         """Give up what is queued: nobody waits for a store that is gone, and memory no longer runs ahead of it."""
+        log.error("store_failed", extra={"error": failure.error, "outcome": failure.fate})
         for append, owner in zip(self._appends, self._owners, strict=True):
             if owner not in lost:
                 touched[owner] = lost[owner] = None
@@ -288,6 +293,7 @@ class Journal:
             self._clock.call_later(PROBE_S, self._probe)
             return
         self.down = False
+        log.info("store_answers")
         self._tell_change()
         self._offer_room()
 
