@@ -6,6 +6,7 @@ that was ever acknowledged on it is checked.
 
 import asyncio
 import random
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -102,9 +103,12 @@ class Stage:
     async def _open_store(self) -> str | None:
         if self.cluster is None:
             if self.disk is not None:
-                self._settings["MOBD_DATA_DIR"] = str(self.disk.folder / "data")
+                data = self.disk.folder / self.folder.name
+                self._settings["MOBD_DATA_DIR"] = str(data)
+                self._stack.callback(shutil.rmtree, data)
             return None
         direct = self.cluster.new_database()
+        self._stack.callback(self.cluster.drop_database, direct)
         self.database = direct.rpartition("/")[2]
         migrate = Process(["-m", "mobd_server", "migrate"], {"MOBD_DATABASE_URL": direct}, self.folder / "migrate.log")
         assert await migrate.ended() == 0, migrate.output()

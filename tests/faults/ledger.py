@@ -96,7 +96,12 @@ def check_sent_order(log: list[events_pb2.Event], sent: Mapping[str, list[str]])
     for event in of_kind(log, "input_accepted"):
         accepted[event.member_id].append(event.input_accepted.input_id)
     for member_id, names in sent.items():
-        assert accepted[member_id] == names, f"the inputs of {member_id} were accepted in another order than sent"
+        got = accepted[member_id]
+        first = next((at for at, pair in enumerate(zip(got, names, strict=False)) if pair[0] != pair[1]), None)
+        assert got == names, (
+            f"{member_id} was sent {len(names)} inputs and accepted {len(got)}; from {first} on "
+            f"{got[first:][:8]} instead of {names[first:][:8]}"
+        )
 
 
 def check_calls(log: list[events_pb2.Event], calls: Iterable[Call]) -> None:

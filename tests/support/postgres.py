@@ -25,6 +25,8 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="mobd-pg-", dir=parent))
         self.port = free_port()
         self._databases = 0
+        # On a small disk it must not keep much of its log.
+        self._keeping = "" if parent is None else " -c max_wal_size=64MB -c min_wal_size=32MB"
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
         self._run("initdb", "-D", str(self.data), "-U", "mobd", "--auth=trust", "--no-sync")
@@ -38,6 +40,7 @@ class Cluster:
     def start(self) -> None:
         """Start it, on the same port as ever."""
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        options += self._keeping
         self._run("pg_ctl", "-D", str(self.data), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
@@ -89,6 +92,12 @@ class Cluster:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
         return self.url(name)
+
+    def drop_database(self, url: str) -> None:
+        """Remove a database, also from those who are connected to it."""
+        name = url.rpartition("/")[2]
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
     def remove(self) -> None:
         """Stop it and remove its files."""
