@@ -175,8 +175,13 @@ def main() -> None:
             request = _REQUEST.decode(requests.read(_LENGTH.unpack(head)[0]))
             if store is None:
                 store = SqlStore(open_engine(make_url(request.url or "")))
-            answers.write(_framed(msgspec.json.encode(runner.run(_answer(store, request)))))
-            answers.flush()
+            answer = runner.run(_answer(store, request))
+            try:
+                answers.write(_framed(msgspec.json.encode(answer)))
+                answers.flush()
+            except BrokenPipeError:
+                # The server is gone, and nobody waits. What is left in the buffer would be tried once more at the end.
+                os._exit(0)
 
 
 async def _answer(store: SqlStore, request: Request) -> Answer:
