@@ -52,6 +52,8 @@ def main() -> None:
     target, mob, role, path, capacity, members = sys.argv[1:]
     book = Book(path)
     agent = mobd.Agent(target, mob=mob, role=role, capacity=int(capacity), max_members=int(members))
+    # Servers are killed again and again, and are soon there again.
+    agent.reconnect_s = (0.1, 1.0)
 
     @agent.turn
     async def turn(ctx: mobd.Turn) -> dict[str, Any]:
