@@ -28,7 +28,8 @@ class Call(Struct, gc=False):
     acting: tuple[str, int] | None = None
 
 
-class Reply(Struct, gc=False):
+# Seen by the garbage collector, as few structs are: an error holds the frames that it passed, and they hold its reply.
+class Reply(Struct):
     """What became of a command: either an answer or an error, and everything that it was computed from is durable.
 
     `cursor` is the head that it was computed from; of a replayed answer, the event that it was stored with.
