@@ -14,6 +14,7 @@ In a file a history is JSON lines, one record each: its fields and its type, as 
 last line that was cut by a kill is left out; any other that can't be read is an error.
 """
 
+import gzip
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -255,8 +256,9 @@ def from_line(line: str) -> Record:
 
 
 def read(path: Path) -> list[Record]:
-    """Return the records of a file, without a last line that a kill cut off."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    """Return the records of a file, compressed if its name ends with gz, without a last line that a kill cut off."""
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        lines = file.read().split("\n")
     return [from_line(line) for line in lines[:-1] if line]
 
 

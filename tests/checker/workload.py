@@ -62,6 +62,7 @@ class Plan:
     seconds: float = 6.0
     kills: int = 3
     agent_kills: int = 2
+    watchers: int = 2
     # What each server process is started with beside its settings, one after another: see mobd_server.faults.
     faults: list[str] = field(default_factory=list)
 
@@ -247,7 +248,7 @@ class Workload:
             tasks = [asyncio.ensure_future(client.live()) for client in clients]
             watchers = [
                 asyncio.ensure_future((await stack.enter_async_context(self._caller(f"watcher-{at}"))).follow())
-                for at in range(2)
+                for at in range(self.plan.watchers)
             ]
             reader = await stack.enter_async_context(self._caller("reader"))
             watchers.append(asyncio.ensure_future(self._read_about(reader)))
