@@ -106,6 +106,8 @@ class Rpc(Protocol):
 
     def set_serving(self, serving: bool) -> None: ...
 
+    def ask_again(self) -> int: ...
+
     async def leave(self) -> None: ...
 
     async def stop(self, patience_s: float) -> None: ...
@@ -246,9 +248,9 @@ async def _run(config: Config) -> None:
         loop.add_signal_handler(signal.SIGHUP, changed.set)
     async with serving(config) as server:
         if server.tokens is not None:
-            loop.add_signal_handler(signal.SIGHUP, _read_again, server.tokens)
+            loop.add_signal_handler(signal.SIGHUP, _read_again, server.tokens, server.rpc)
             if changed.is_set():
-                _read_again(server.tokens)
+                _read_again(server.tokens, server.rpc)
         await told.wait()
 
 
@@ -267,13 +269,14 @@ def callers(config: Config) -> Tokens | None:
     return None
 
 
-def _read_again(known: Tokens) -> None:
+def _read_again(known: Tokens, rpc: Rpc) -> None:
     try:
         known.reload()
     except TokensInvalid as wrong:
         log.error("tokens_kept", extra={"error": str(wrong), "tokens": len(known)})  # noqa: TRY400 it says what to do
     else:
-        log.info("tokens_read", extra={"file": str(known.file), "tokens": len(known)})
+        ended = rpc.ask_again()
+        log.info("tokens_read", extra={"file": str(known.file), "tokens": len(known), "streams_ended": ended})
 
 
 def _settle_heap() -> None:

@@ -1,15 +1,16 @@
 """A server that can't start says in one line why, and what to do; one that is told of other tokens goes on."""
 
+import asyncio
 import os
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.faults.conftest import World
-from tests.support.processes import Process, until
+from tests.support.processes import WAIT_S, Process, until
 from tests.support.served import Served
 
 import mobd
@@ -151,6 +152,10 @@ async def test_what_would_keep_a_server_from_starting_is_told_by_check_config(al
     assert len(check.output().splitlines()) == 1
 
 
+async def rest_of(watch: AsyncIterator[object]) -> list[object]:
+    return [event async for event in watch]
+
+
 @pytest.mark.asyncio
 async def test_a_signal_makes_a_server_read_its_tokens_again(alone: World) -> None:
     file = alone.folder / "tokens"
@@ -172,10 +177,17 @@ async def test_a_signal_makes_a_server_read_its_tokens_again(alone: World) -> No
             return True
 
     assert (await knows(alice.token), await knows(bob.token)) == (True, False)
-    await hang_up("bob", "tokens_kept")
-    assert (await knows(alice.token), await knows(bob.token)) == (True, False)
-    await hang_up(bob.line, "tokens_read")
-    assert (await knows(alice.token), await knows(bob.token)) == (False, True)
+    async with mobd.Client(served.target, token=alice.token) as client:
+        await client.create_mob("m", {"profiles": {"lead": {}}})
+        async with client.watch_events("m") as watch:
+            await anext(watch)
+            await hang_up("bob", "tokens_kept")
+            assert (await knows(alice.token), await knows(bob.token)) == (True, False)
+            await hang_up(bob.line, "tokens_read")
+            assert (await knows(alice.token), await knows(bob.token)) == (False, True)
+            # Who follows something is told so at once, and not when the connection is old.
+            with pytest.raises(mobd.TokenUnknown):
+                await asyncio.wait_for(rest_of(watch), WAIT_S)
 
 
 @pytest.mark.asyncio

@@ -1,8 +1,10 @@
 """Who a server lets in: tokens on calls, streams and agents, and the name of the caller on what it causes."""
 
+import asyncio
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -12,11 +14,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.rpc.cases import METHODS
 from tests.rpc.conftest import settings, speaking
 from tests.rpc.speaking import TIMEOUT_S, Refusal, Speaker, refusal_of
+from tests.support.loops import ticks
 
 import mobd
-from mobd.v1 import server_pb2
+from mobd.v1 import agents_pb2, common_pb2, events_pb2, server_pb2
 from mobd_server import compose
 from mobd_server.adapters import tokens
+from mobd_server.adapters.rpc import guests
 from mobd_server.errors import TokenUnknown
 
 pytestmark = pytest.mark.asyncio
@@ -231,3 +235,82 @@ async def test_a_wrong_line_is_named_and_not_shown(tmp_path: Path, text: str, sa
     with pytest.raises(tokens.TokensInvalid, match=says) as wrong:
         tokens.Tokens(tmp_path / "tokens")
     assert "0000" not in str(wrong.value)
+
+
+async def broken_off(stream: Any) -> Refusal:
+    """Return what a stream that goes on ends with."""
+    async with asyncio.timeout(TIMEOUT_S):
+        try:
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+        except grpc.aio.AioRpcError as error:
+            return refusal_of(error)
+    raise AssertionError("it ended in order")
+
+
+async def test_streams_end_with_their_token_and_others_go_on(guarded: tuple[Speaker, str, str]) -> None:
+    peer, alice, bob = guarded
+    config = peer.server.config
+    assert config.tokens_file is not None
+    assert peer.server.tokens is not None
+    as_alice, as_bob = ((("authorization", f"Bearer {one}"),) for one in (alice, bob))
+    async with mobd.Client(peer.server.address, token=bob) as client:
+        await client.create_mob("m", DEFINITION)
+        await client.spawn("m", "x", "lead")
+        start = events_pb2.EventStart(after_cursor=0)
+        events = events_pb2.WatchEventsRequest(mob_id="m", start=start)
+        live = events_pb2.WatchAgentEventsRequest(mob_id="m")
+        revoked = [
+            peer.events.WatchEvents(events, metadata=as_alice),
+            peer.events.WatchAgentEvents(live, metadata=as_alice),
+            peer.agents.Attach(metadata=as_alice),
+        ]
+        kept = peer.events.WatchEvents(events, metadata=as_bob)
+        for stream in (*revoked[:2], kept):
+            await asyncio.wait_for(stream.read(), TIMEOUT_S)
+        hello = agents_pb2.Hello(mob_id="m", host_id="h", incarnation="1", protocol=1, capacity=1, max_members=1)
+        hello.serves.add(role="lead")
+        await revoked[2].write(agents_pb2.AttachRequest(frames=[agents_pb2.AgentFrame(hello=hello)]))
+        await asyncio.wait_for(revoked[2].read(), TIMEOUT_S)
+
+        lines = config.tokens_file.read_text().splitlines()
+        config.tokens_file.write_text("\n".join(line for line in lines if not line.startswith("alice")))
+        peer.server.tokens.reload()
+        assert peer.server.rpc.ask_again() == 3
+        for refused in await asyncio.gather(*map(broken_off, revoked)):
+            assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_UNKNOWN")
+        # The agent that was told so is away at once, and the other caller has missed nothing.
+        agents = [agent async for agent in client.list_agents("m")]
+        assert [agent.host_id for agent in agents] == ["h"]
+        assert agents[0].connectivity != common_pb2.CONNECTIVITY_CONNECTED
+        head = (await client.deliver("m", "x", "hi")).cursor
+        async with asyncio.timeout(TIMEOUT_S):
+            seen = 0
+            while seen < head:
+                message = await kept.read()
+                seen = message.page.events[-1].seq if message.page.events else seen
+        assert peer.server.rpc.ask_again() == 0
+        kept.cancel()
+
+
+async def test_a_stream_whose_reader_takes_nothing_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "UNREAD_S", 0.05)
+    over = asyncio.Event()
+
+    async def serve(open_streams: guests.Guests) -> None:
+        try:
+            with open_streams.enter("Bearer x") as guest:
+                guest.principal = "alice"
+                # As while a message is sent: it can't be told here.
+                await asyncio.get_running_loop().create_future()
+        finally:
+            over.set()
+
+    open_streams = guests.Guests()
+    serving = asyncio.create_task(serve(open_streams))
+    await ticks()
+    assert open_streams.ask_again(lambda _: "alice") == 0
+    assert open_streams.ask_again(lambda _: "bob") == 1
+    await asyncio.wait_for(over.wait(), TIMEOUT_S)
+    await asyncio.gather(serving, return_exceptions=True)
+    assert serving.cancelled()

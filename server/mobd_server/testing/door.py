@@ -26,6 +26,7 @@ class Door:
         self.context = copy_context()
         self._place = place
         self._gate = Gate()
+        self._identify = identify
         self._methods: Methods = {}
         for service in SERVICES:
             self._methods |= service_handler(service, servicers[service.name], self._gate, meter_of, identify)
@@ -41,6 +42,10 @@ class Door:
 
     def set_serving(self, serving: bool) -> None:
         """Do nothing, for the same reason."""
+
+    def ask_again(self) -> int:
+        """End the streams of callers who are not known any more."""
+        return self._gate.guests.ask_again(self._identify)
 
     async def leave(self) -> None:
         """Begin no more calls."""

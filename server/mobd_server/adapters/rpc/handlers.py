@@ -23,6 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 from mobd_server.actors.calling import Calling, begin
 from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc import status
+from mobd_server.adapters.rpc.guests import Guests
 from mobd_server.adapters.rpc.validate import checker
 from mobd_server.errors import Draining, FieldInvalid, Internal, MobdError, Undecodable
 from mobd_server.ports import CallMeter, Kind
@@ -42,6 +43,7 @@ MeterOf = Callable[[str, Kind], CallMeter]
 Identify = Callable[[str | None], str]
 
 ANONYMOUS: Final = "anonymous"
+AUTHORIZATION: Final = "authorization"
 OK: Final = "OK"
 # What is left of a call when nothing else ended it: its caller did, or its deadline.
 CANCELLED: Final = "CANCELLED"
@@ -64,10 +66,11 @@ class Gate:
     earlier comes again at once, on a connection whose new calls gRPC then cancels without a word.
     """
 
-    __slots__ = ("_count", "_empty", "_released", "closed", "late")
+    __slots__ = ("_count", "_empty", "_released", "closed", "guests", "late")
 
     def __init__(self) -> None:
         self.closed = False
+        self.guests = Guests()
         # How many came too late.
         self.late = 0
         self._count = 0
@@ -210,7 +213,7 @@ class Door:
         for key, value in context.invocation_metadata() or ():
             if key == "traceparent" and isinstance(value, str) and _TRACEPARENT(value):
                 traceparent = value
-            elif key == "authorization" and isinstance(value, str):
+            elif key == AUTHORIZATION and isinstance(value, str):
                 authorization = value
         calling.principal = principal = self._identify(authorization)
         return Call(principal, traceparent)
@@ -313,23 +316,40 @@ async def _stream(
         if door.gate.closed:
             code = TURNED_AWAY
             await door.gate.turn_away(context)
-        with door.gate:
+        with door.gate, door.gate.guests.enter(_authorization(context)) as guest:
             try:
                 async with aclosing(cast("Any", open_answers(calling))) as answers:
+                    guest.principal = calling.principal or None
+                    guest.waits = True
                     async for answer in answers:
+                        guest.waits = False
                         door.meter.sent()
                         yield answer if isinstance(answer, bytes) else answer.SerializeToString()
+                        if guest.refusal is not None:
+                            raise guest.refusal
+                        guest.waits = True
                 code = OK
                 return
             except MobdError as error:
                 failure = error
+            except asyncio.CancelledError:
+                interrupted = guest.interrupted()
+                if interrupted is None:
+                    raise
+                failure = interrupted
             except Exception as bug:  # noqa: BLE001 as above
                 failure = _internal(door.path, bug)
+            guest.waits = False
             code = status.code_of(failure).name
             await refuse(context, failure)
     finally:
         calling.ended = True
         door.meter.ended(code, time.perf_counter() - began)
+
+
+def _authorization(context: Context) -> str | None:
+    found = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION]
+    return found[-1] if found and isinstance(found[-1], str) else None
 
 
 def _internal(path: str, bug: Exception) -> Internal:

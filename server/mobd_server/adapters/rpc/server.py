@@ -81,6 +81,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         self._names = [service.full_name for service in SERVICES]
         self._gate = Gate()
+        self._identify = identify
         self._changes: set[asyncio.Task[None]] = set()
         self._listen = transport.listen
         handlers = [
@@ -114,6 +115,10 @@ class RpcServer:
         change = asyncio.get_running_loop().create_task(self._set_health(answer))
         self._changes.add(change)
         change.add_done_callback(self._changes.discard)
+
+    def ask_again(self) -> int:
+        """Ask whom each open stream is of: those whose callers are not known any more end; return how many."""
+        return self._gate.guests.ask_again(self._identify)
 
     async def leave(self) -> None:
         """Say for good that the server does not serve, and begin no more calls."""
