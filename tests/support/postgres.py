@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg
@@ -21,6 +22,10 @@ def binary(name: str) -> str | None:
 class Cluster:
     """A running cluster. As root it runs as the user postgres, because PostgreSQL refuses to be root."""
 
+    # Where it listens, and what its programs are started with.
+    host = "127.0.0.1"
+    prefix: Sequence[str] = ()
+
     def __init__(self, parent: Path | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mobd-pg-", dir=parent))
         self.port = free_port()
@@ -30,7 +35,11 @@ class Cluster:
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
         self._run("initdb", "-D", str(self.data), "-U", "mobd", "--auth=trust", "--no-sync")
+        self._made()
         self.start()
+
+    def _made(self) -> None:
+        """Change its files before it is started for the first time."""
 
     @property
     def data(self) -> Path:
@@ -39,7 +48,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start it, on the same port as ever."""
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses={self.host} -c max_connections=200"
         options += self._keeping
         self._run("pg_ctl", "-D", str(self.data), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
@@ -79,11 +88,11 @@ class Cluster:
         command = [program, *arguments]
         if os.geteuid() == 0:
             command = ["runuser", "-u", "postgres", "--", *command]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+        subprocess.run([*self.prefix, *command], check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
 
     def url(self, database: str) -> str:
         """Return the URL of a database."""
-        return f"postgresql://mobd@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://mobd@{self.host}:{self.port}/{database}"
 
     def new_database(self) -> str:
         """Create an empty database and return its URL."""

@@ -21,6 +21,14 @@ POSTGRES_OPTIONS: Final = {
     "statement_timeout": "30s",
     "tcp_keepalives_idle": "30",
 }
+# A database that vanishes without a word, as when its machine loses power, is noticed after some 10 s: what was sent
+# must be acknowledged, and where nothing is sent it is probed. The system would go on trying for a quarter of an hour.
+POSTGRES_SILENCE: Final = {
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 
 _TURNS: Final = "turns"
 
@@ -69,6 +77,7 @@ def open_engine(url: URL) -> Engine:
             "application_name": "mobd",
             "client_encoding": "utf8",
             "connect_timeout": 5,
+            **POSTGRES_SILENCE,
         },
     )
 
