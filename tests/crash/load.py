@@ -9,7 +9,8 @@ from functools import partial
 from typing import Final, TypeVar
 
 import grpc
-from tests.support.peers import PAUSE_S, Peer, Watcher, canonical, content, pause_s, reason
+from tests.checker.recording import Caller
+from tests.support.peers import PAUSE_S, Watcher, canonical, content, pause_s, reason
 from tests.support.processes import Changes
 
 from mobd.v1 import bridge_pb2, common_pb2
@@ -62,13 +63,13 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
-    async def going(self, peers: list[Peer], draw: random.Random) -> AsyncIterator[None]:
+    async def going(self, callers: list[Caller], draw: random.Random) -> AsyncIterator[None]:
         """Deliver within the block; at its end everything that was sent is acknowledged."""
         self.over = False
-        seeds = [draw.randrange(1 << 32) for _ in peers]
+        seeds = [draw.randrange(1 << 32) for _ in callers]
         self._tasks = [
-            asyncio.create_task(self._send(peer, self.members[at :: len(peers)], random.Random(seeds[at])))
-            for at, peer in enumerate(peers)
+            asyncio.create_task(self._send(caller, self.members[at :: len(callers)], random.Random(seeds[at])))
+            for at, caller in enumerate(callers)
         ]
         try:
             yield
@@ -92,15 +93,15 @@ class Load:
             if task.done():
                 task.result()
 
-    async def _send(self, peer: Peer, mine: list[str], draw: random.Random) -> None:
+    async def _send(self, caller: Caller, mine: list[str], draw: random.Random) -> None:
         try:
             while not self.over:
                 size = draw.choice((1, 1, 1, 5))
                 batch = [self._next(draw.choice(mine)) for _ in range(size)]
-                await self._deliver(peer, batch, draw)
+                await self._deliver(caller, batch)
                 if draw.random() < 0.1:
                     # Whoever asks again is told the same.
-                    await self._deliver(peer, batch, draw)
+                    await self._deliver(caller, batch)
                 self._changes.tell()
                 await self._changes.until(lambda: self.over or self._has_room(), "less waiting", LIMIT_S)
         finally:
@@ -114,22 +115,22 @@ class Load:
     def _has_room(self) -> bool:
         return len(self.acknowledged) - self._watcher.consumed < BACKLOG
 
-    async def _deliver(self, peer: Peer, batch: list[tuple[str, str]], draw: random.Random) -> None:
+    async def _deliver(self, caller: Caller, batch: list[tuple[str, str]]) -> None:
         if len(batch) == 1:
             [(member_id, input_id)] = batch
             single = bridge_pb2.DeliverRequest(
-                mob_id=peer.mob_id, member_id=member_id, input_id=input_id, content=_order(input_id)
+                mob_id=caller.mob, member_id=member_id, input_id=input_id, content=_order(input_id)
             )
-            told = [canonical(await insist(partial(peer.bridge.Deliver, single, timeout=CALL_S), self.failures))]
+            told = [canonical(await insist(partial(caller.once, "Deliver", single, CALL_S), self.failures))]
         else:
             many = bridge_pb2.DeliverBatchRequest(
-                mob_id=peer.mob_id,
+                mob_id=caller.mob,
                 deliveries=[
                     bridge_pb2.Delivery(member_id=member_id, input_id=input_id, content=_order(input_id))
                     for member_id, input_id in batch
                 ],
             )
-            answer = await insist(partial(peer.bridge.DeliverBatch, many, timeout=CALL_S), self.failures)
+            answer = await insist(partial(caller.once, "DeliverBatch", many, CALL_S), self.failures)
             told = [canonical(one) for one in answer.outcomes]
         for key, name in zip(batch, told, strict=True):
             assert self.acknowledged.setdefault(key, name) == name, f"{key} was told two names"

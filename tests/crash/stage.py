@@ -12,15 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.checker.checker import check, told
+from tests.checker.history import Recorder
+from tests.checker.recording import Caller, clock
 from tests.crash.load import Load
 from tests.faults import ledger
 from tests.support.disks import Disk
-from tests.support.peers import MOB, AgentProcess, Peer, Watcher
+from tests.support.peers import DEFINITION, MOB, ROLE, AgentProcess, Peer, Watcher
 from tests.support.postgres import Cluster
 from tests.support.processes import WAIT_S, Changes, Process, until
 from tests.support.proxy import Proxy
 from tests.support.served import Served
 
+from mobd.v1 import members_pb2, mobs_pb2
 from mobd_server import faults
 
 MEMBERS: Final = [f"m{at}" for at in range(8)]
@@ -53,6 +57,8 @@ class Stage:
         self.agents: list[AgentProcess] = []
         self._stack = AsyncExitStack()
         self._settings = dict(SETTINGS)
+        # What callers saw, for the checker.
+        self.recorder = Recorder(clock)
         self._later: list[asyncio.Future[None]] = []
         # Where the server's log stood when it was armed.
         self._said_before = 0
@@ -87,7 +93,8 @@ class Stage:
         self.to_callers = await self._stack.enter_async_context(Proxy(self.served.port))
         self.to_agents = await self._stack.enter_async_context(Proxy(self.served.port))
         self.admin = await self._peer()
-        await self.admin.create(MEMBERS)
+        self._recorded_admin = await self._caller("admin")
+        await self._create()
         for at in range(2):
             # One comes back as the host that it was and takes over at once, one as somebody new, after the grace.
             settings = {"MOBD_HOST_ID": "host"} if at else {}
@@ -96,7 +103,9 @@ class Stage:
             self.agents.append(agent.start())
         self.watcher = Watcher(await self._peer(), self.changes)
         self._stack.push_async_callback(self.watcher.stop)
-        self.callers = [await self._peer() for _ in range(CALLERS)]
+        self.callers = [await self._caller(f"caller-{at}") for at in range(CALLERS)]
+        follower = asyncio.create_task((await self._caller("follower")).follow())
+        self._stack.callback(follower.cancel)
         self.load = Load(MEMBERS, self.changes, self.watcher)
         await self.changes.until(lambda: self.watcher.kinds.get("attachment_opened") == 2, "both agents")
 
@@ -114,6 +123,18 @@ class Stage:
         assert await migrate.ended() == 0, migrate.output()
         self.to_store = await self._stack.enter_async_context(Proxy(self.cluster.port))
         return direct.replace(f":{self.cluster.port}/", f":{self.to_store.own_port}/")
+
+    async def _create(self) -> None:
+        definition = mobs_pb2.DefinitionDocument(json=DEFINITION)
+        create = mobs_pb2.CreateMobRequest(mob_id=MOB, definition=definition, request_id="create")
+        await self._recorded_admin.ask("CreateMob", create)
+        specs = [members_pb2.MemberSpec(member_id=name, role=ROLE) for name in MEMBERS]
+        spawn = members_pb2.SpawnMembersRequest(mob_id=MOB, specs=specs, request_id="spawn")
+        await self._recorded_admin.ask("SpawnMembers", spawn)
+
+    async def _caller(self, who: str) -> Caller:
+        """Return a client whose every call and answer is taken down."""
+        return await self._stack.enter_async_context(Caller(who, self.to_callers.target, MOB, self.recorder))
 
     async def _peer(self, mob_id: str = MOB) -> Peer:
         return await self._stack.enter_async_context(Peer(self.to_callers.target, mob_id))
@@ -190,6 +211,12 @@ class Stage:
         ledger.check_order(log)
         ledger.check_calls(log, [call for agent in self.agents for call in agent.calls()])
         ledger.check_seen(log, self.watcher.seen)
+
+    async def judge(self) -> None:
+        """Judge the whole history of the stage: all that its callers did and saw, against the log at its end."""
+        await self._recorded_admin.finish(quiet=True)
+        verdicts = check(self.recorder)
+        assert not verdicts, told(verdicts)
 
 
 def stands_still(pid: int) -> bool:

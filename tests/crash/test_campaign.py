@@ -38,6 +38,7 @@ async def campaign(new_stage: NewStage, stores: Sequence[str], count: int, seed:
             for _ in range(min(AT_A_STAGE, count - number)):
                 number += 1
                 await inject(stage, next(orders[store]), draws[store], table, number)
+            await stage.judge()
         if number == count:
             return
 
