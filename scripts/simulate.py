@@ -1,0 +1,104 @@
+"""Run many simulated worlds in parallel, and say which fail, with the fewest steps that still do.
+
+    python scripts/simulate.py --seeds 2000 --from 0 --jobs 2
+"""
+
+import argparse
+import gc
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.checker.history import to_line  # noqa: E402 the path comes first
+from tests.simulation.plan import Step  # noqa: E402
+from tests.simulation.shrink import shrink  # noqa: E402
+from tests.simulation.world import Outcome, simulate  # noqa: E402
+
+# How many failing worlds are shrunk; the others are named.
+SHRUNK = 3
+# How many records of a shrunk world are printed, the last ones.
+SHOWN = 60
+
+
+def kind(failure: str) -> str:
+    """Return what a failure is, without what differs from world to world."""
+    return failure.split(":")[0] + (":" + failure.split(":")[1][:30] if failure.startswith(("logged", "agent")) else "")
+
+
+def one(seed: int) -> tuple[int, list[str], int, int]:
+    """Run a world in a process of the pool."""
+    outcome = simulate(seed)
+    return seed, outcome.failures, outcome.ticks, len(outcome.records)
+
+
+def begin() -> None:
+    """Set a process of the pool up."""
+    gc.collect()
+    gc.freeze()
+
+
+def show(seed: int) -> None:
+    """Shrink a failing world and print it."""
+    found = simulate(seed)
+    wanted = {kind(one) for one in found.failures}
+    if not wanted:
+        print(f"seed {seed} does not fail here")
+        return
+
+    def fails(steps: Sequence[Step]) -> bool:
+        return bool(wanted & {kind(one) for one in simulate(seed, steps).failures})
+
+    steps = shrink(found.steps, fails)
+    print(f"\nseed {seed}: {len(steps)} of {len(found.steps)} steps are enough")
+    for step in steps:
+        print(f"  {step}")
+    tell(simulate(seed, steps))
+
+
+def tell(outcome: Outcome) -> None:
+    """Print the end of a world's history, and what is wrong with it."""
+    lines = [to_line(record) for record in outcome.records if type(record).__name__ not in ("Logged", "Final", "FinalEnd")]
+    for line in lines[-SHOWN:]:
+        print(f"  {line[:300]}")
+    for failure in outcome.failures:
+        print(f"  FAILED {failure}")
+
+
+def main() -> int:
+    """Return how many worlds failed, at most 1."""
+    parser = argparse.ArgumentParser(description="Run simulated worlds.")
+    parser.add_argument("--seeds", type=int, default=200, help="how many worlds")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the number of the first one")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
+    parser.add_argument("--history", type=Path, help="write the history of the first world to this file, as JSON lines")
+    arguments = parser.parse_args()
+    if arguments.history is not None:
+        outcome = simulate(arguments.first)
+        arguments.history.write_text("".join(to_line(one) + "\n" for one in outcome.records), encoding="utf-8")
+    began, failed, kinds, ticks, records = time.monotonic(), [], Counter[str](), 0, 0
+    with ProcessPoolExecutor(arguments.jobs, initializer=begin, max_tasks_per_child=200) as pool:
+        seeds = range(arguments.first, arguments.first + arguments.seeds)
+        for seed, failures, steps, seen in pool.map(one, seeds, chunksize=4):
+            ticks, records = ticks + steps, records + seen
+            if failures:
+                failed.append(seed)
+                kinds.update({kind(one) for one in failures})
+                print(f"seed {seed} failed: {failures[0][:200]}", flush=True)
+    took = time.monotonic() - began
+    print(f"{arguments.seeds} worlds in {took:.0f} s: {ticks} callbacks, {records} records, {len(failed)} failed {failed}")
+    for name, count in kinds.most_common():
+        print(f"  {count:5} {name}")
+    for seed in failed[:SHRUNK]:
+        show(seed)
+    return min(1, len(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""A store that is slow, refuses, and does not say whether it has committed. What it has is all that survives a crash."""
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+from mobd_server.adapters.memory import MemoryStore, MemoryWriter
+from mobd_server.errors import Unavailable
+from mobd_server.machines.records import Append
+from mobd_server.ports import Result, Snapshot
+from mobd_server.testing.network import Node
+
+USUAL_S: Final = 0.004
+LATE: Final = 0.05
+LATE_S: Final = 1.0
+
+
+class Storage:
+    """The store's own node: what it was asked to commit it commits, whatever becomes of who asked."""
+
+    def __init__(self, chance: random.Random, loop: asyncio.AbstractEventLoop) -> None:
+        self.chance = chance
+        self.loop = loop
+        self.memory = MemoryStore()
+        self.node = Node("store")
+        # How many of the next groups fail, and how.
+        self.faults: list[str] = []
+        # Until when nothing is answered.
+        self.away_until = 0.0
+        self.healed = False
+
+    @property
+    def away(self) -> bool:
+        return self.loop.time() < self.away_until
+
+    def delay(self) -> float:
+        """Return how long the next step takes."""
+        drawn = self.chance.random()
+        late = not self.healed and self.chance.random() < LATE
+        return drawn * (LATE_S if late else USUAL_S)
+
+    def heal(self) -> None:
+        self.healed = True
+        self.faults.clear()
+        self.away_until = 0.0
+
+    def fault(self) -> str:
+        """Return what the next group meets: "" is nothing."""
+        if self.away:
+            return "aborted"
+        return self.faults.pop(0) if self.faults else ""
+
+
+class SimWriter:
+    """A `ports.Writer` of one server."""
+
+    def __init__(self, storage: Storage, node: Node) -> None:
+        self._storage = storage
+        self._node = node
+        self._writer = MemoryWriter(storage.memory)
+
+    def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
+        self._at_store(partial(self._commit, list(group), done))
+
+    def probe(self, done: Callable[[bool], None]) -> None:
+        self._at_store(lambda: self._tell(done, not self._storage.away))
+
+    def write_snapshot(
+        self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int, done: Callable[[str], None]
+    ) -> None:
+        def keep() -> None:
+            failed = self._storage.fault() if self._storage.away else ""
+            self._tell(done, failed or self._writer._keep(mob_id, log_id, snapshot, spacing))
+
+        self._at_store(keep)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _commit(self, group: list[Append], done: Callable[[list[Result]], None]) -> None:
+        fault = self._storage.fault()
+        if fault in ("aborted", "lost"):
+            fate: Any = "aborted" if fault == "aborted" else "unknown"
+            self._tell(done, [Result(fate, "drawn") for _ in group])
+            return
+        results = self._writer._write(group)
+        self._tell(done, [Result("unknown", "drawn") for _ in group] if fault == "unknown" else results)
+
+    def _at_store(self, work: Callable[[], None]) -> None:
+        self._storage.loop.call_later(self._storage.delay(), work, context=self._storage.node.context)
+
+    def _tell(self, done: Callable[..., None], outcome: object) -> None:
+        self._storage.loop.call_later(self._storage.delay(), done, outcome, context=self._node.context)
+
+
+class SimStore:
+    """A `ports.Store`: the one of memory, each of whose answers takes its time or does not come."""
+
+    name = "memory"
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._storage.memory, name)
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            await asyncio.sleep(self._storage.delay())  # noqa: TID251 the store's own time
+            if self._storage.away:
+                raise Unavailable("the store does not answer")
+            result = await method(*arguments, **named)
+            await asyncio.sleep(self._storage.delay())  # noqa: TID251 the store's own time
+            return result
+
+        return call
