@@ -176,6 +176,20 @@ class Loaded(Struct, gc=False):
     log_id: str
 
 
+class Wanted(Struct, gc=False):
+    """A mob whose state is wanted, from a snapshot that was taken at `at_most` or before."""
+
+    mob_id: str
+    at_most: int
+
+
+class Beginning(Struct, gc=False):
+    """Where a mob's state begins: its newest snapshot, if there is one, and the first events behind it, in order."""
+
+    snapshot: Snapshot | None
+    events: list[Record]
+
+
 class MobListing(Struct, gc=False):
     """A row of `mobs` as listed."""
 
@@ -196,6 +210,19 @@ class Store(Protocol):
         """Make the caller the mob's only incarnation: `epoch + 1` is durable before this returns. None: no such mob.
 
         The row lock waits out a transaction in doubt, so that what the returned head counts is final.
+        """
+
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded]:
+        """Do what `acquire` does for many mobs, in one transaction, and wait for none of them.
+
+        Left out are those that somebody else holds at the moment, and those for which `acquire` does not return a mob.
+        """
+
+    async def read_many(self, wanted: Sequence[Wanted], limit: int, max_bytes: int = 4 << 20) -> list[Beginning]:
+        """Return where the states of mobs begin, in order: of at least one, ending early past `max_bytes`.
+
+        Of each there are at most `limit` events, and fewer if they are large or one can't be decoded: then there are
+        more, and `read_events` says what is wrong with the next.
         """
 
     async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:

@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
+from mobd_server.actors.ahead import Begun
 from mobd_server.actors.feed import Feed
 from mobd_server.actors.publisher import Publisher
 from mobd_server.errors import CursorAhead, CursorTooOld, Internal, LogChanged, MobNotFound, MobQuarantined
@@ -15,7 +16,7 @@ from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.decision import fold, new_mob
 from mobd_server.machines.records import Record
 from mobd_server.machines.state import Mob
-from mobd_server.ports import Loaded, Snapshot, Store
+from mobd_server.ports import Beginning, Loaded, Snapshot, Store
 
 T = TypeVar("T")
 
@@ -23,9 +24,7 @@ log: Final = logging.getLogger(__name__)
 
 PAGE_EVENTS: Final = 2_000
 # What is folded in one go: others wait as long.
-STEP_EVENTS: Final = 250
-# A snapshot of this many characters and more is read on a thread.
-LARGE_STATE: Final = 1 << 18
+STEP_EVENTS: Final = 100
 
 
 class Taken(Struct, gc=False):
@@ -38,17 +37,13 @@ class Taken(Struct, gc=False):
     snapshot_seq: int
 
 
-async def take_over(store: Store, publisher: Publisher, mob_id: str) -> Taken:
-    """Become the mob's only incarnation and read its state.
+async def take_over(store: Store, publisher: Publisher, mob_id: str, begun: Begun | None) -> Taken:
+    """Become the mob's only incarnation and read its state; `begun` is what was taken over of it already.
 
     What the log holds beyond what was published is published on the way: an earlier incarnation may have committed it
     and never have learnt that. Raises MobNotFound, MobQuarantined, MobFormatNewer and Unavailable.
     """
-    if ARMED:
-        reach("before_acquire")
-    loaded = await store.acquire(mob_id)
-    if ARMED:
-        reach("after_acquire")
+    loaded = begun.loaded if begun is not None else await _acquire(store, mob_id)
     if loaded is None:
         raise MobNotFound(f"mob '{mob_id}' does not exist", {"mob_id": mob_id})
     feed = publisher.open(mob_id, loaded.log_id, loaded.first_seq, loaded.head)
@@ -60,9 +55,19 @@ async def take_over(store: Store, publisher: Publisher, mob_id: str) -> Taken:
             feed.publish(step[max(0, feed.head + 1 - step[0].seq) :])
 
     # Not a newer snapshot: what was not published must be read.
-    mob, snapshot_seq = await _read(store, mob_id, loaded, min(loaded.head, feed.head), loaded.head, publish)
+    at_most, beginning = min(loaded.head, feed.head), begun.beginning if begun is not None else None
+    mob, snapshot_seq = await _read(store, mob_id, loaded, at_most, loaded.head, publish, beginning)
     feed.ended = mob.phase == "destroyed"
     return Taken(mob, loaded.epoch, feed, snapshot_seq)
+
+
+async def _acquire(store: Store, mob_id: str) -> Loaded | None:
+    if ARMED:
+        reach("before_acquire")
+    loaded = await store.acquire(mob_id)
+    if ARMED:
+        reach("after_acquire")
+    return loaded
 
 
 async def rebuild(store: Store, mob_id: str, seq: int) -> Mob:
@@ -119,13 +124,23 @@ def check_cursor(mob_id: str, log: Loaded, cursor: int, log_id: str = "") -> Non
 
 
 async def _read(
-    store: Store, mob_id: str, loaded: Loaded, at_most: int, head: int, folded: Callable[[Sequence[Record]], None]
+    store: Store,
+    mob_id: str,
+    loaded: Loaded,
+    at_most: int,
+    head: int,
+    folded: Callable[[Sequence[Record]], None],
+    beginning: Beginning | None = None,
 ) -> tuple[Mob, int]:
-    """Return the state at `head`, and the seq of the snapshot from which it was read, which is `at_most` or before."""
-    mob = await _from_snapshot(store, mob_id, loaded, at_most)
+    """Return the state at `head`, and the seq of the snapshot from which it was read, which is `at_most` or before.
+
+    `beginning` is what was read already.
+    """
+    mob = await _from_snapshot(store, mob_id, loaded, at_most, beginning)
     snapshot_seq = mob.head
+    first = beginning.events if beginning is not None else ()
     try:
-        await _fold_up_to(store, mob, head, folded)
+        await _fold_up_to(store, mob, head, folded, first)
     except MobQuarantined:
         if snapshot_seq == 0 or loaded.first_seq > 1:
             raise
@@ -134,17 +149,18 @@ async def _read(
             "snapshot_passed_over", extra={"mob_id": mob_id, "seq": snapshot_seq, "error": "it can't be folded"}
         )
         mob, snapshot_seq = new_mob(mob_id), 0
-        await _fold_up_to(store, mob, head, folded)
+        await _fold_up_to(store, mob, head, folded, ())
     return mob, snapshot_seq
 
 
-async def _from_snapshot(store: Store, mob_id: str, loaded: Loaded, at_most: int) -> Mob:
+async def _from_snapshot(store: Store, mob_id: str, loaded: Loaded, at_most: int, beginning: Beginning | None) -> Mob:
     """Return the state of the newest snapshot that can be used; without one, the state before the first event."""
-    while (found := await store.read_snapshot(mob_id, at_most)) is not None:
-        mob = await _usable(found, mob_id, loaded)
+    found = beginning.snapshot if beginning is not None else await store.read_snapshot(mob_id, at_most)
+    while found is not None:
+        mob = await _usable(found, mob_id, loaded) if found.seq <= at_most else None
         if mob is not None:
             return mob
-        at_most = found.seq - 1
+        found = await store.read_snapshot(mob_id, min(at_most, found.seq - 1))
     if loaded.first_seq > 1:
         raise MobQuarantined(
             f"the log of mob '{mob_id}' begins at {loaded.first_seq}, and no snapshot before it can be used",
@@ -157,10 +173,7 @@ async def _usable(found: Snapshot, mob_id: str, loaded: Loaded) -> Mob | None:
     why = f"it is of format {found.format}"
     if found.format == snapshots.FORMAT:
         try:
-            if len(found.state) < LARGE_STATE:
-                mob = snapshots.decode(found.state)
-            else:
-                mob = await asyncio.to_thread(snapshots.decode, found.state)
+            mob = await _decoded(found.state)
         except snapshots.SnapshotUnusable as error:
             why = str(error)
         else:
@@ -171,10 +184,29 @@ async def _usable(found: Snapshot, mob_id: str, loaded: Loaded) -> Mob | None:
     return None
 
 
-async def _fold_up_to(store: Store, mob: Mob, head: int, folded: Callable[[Sequence[Record]], None]) -> None:
-    """Fold the log up to `head`; `folded` is called with the events of each step, once they are part of the state."""
+async def _decoded(state: str) -> Mob:
+    reading = snapshots.read(state)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            mob: Mob = done.value
+            return mob
+        await asyncio.sleep(0)
+
+
+async def _fold_up_to(
+    store: Store, mob: Mob, head: int, folded: Callable[[Sequence[Record]], None], first: Sequence[Record]
+) -> None:
+    """Fold the log up to `head`; `folded` is called with the events of each step, once they are part of the state.
+
+    `first` are events that were read already; they are of use if they follow the state.
+    """
+    page: Sequence[Record] = [record for record in first if mob.head < record.seq <= head]
+    if page and page[0].seq != mob.head + 1:
+        page = ()
     while mob.head < head:
-        page = await store.read_events(mob.mob_id, mob.head, min(PAGE_EVENTS, head - mob.head))
+        page = page or await store.read_events(mob.mob_id, mob.head, min(PAGE_EVENTS, head - mob.head))
         if not page:
             raise MobQuarantined(
                 f"the log of mob '{mob.mob_id}' ends at {mob.head} and should end at {head}", {"mob_id": mob.mob_id}
@@ -184,6 +216,7 @@ async def _fold_up_to(store: Store, mob: Mob, head: int, folded: Callable[[Seque
             _fold(mob, step)
             folded(step)
             await asyncio.sleep(0)
+        page = ()
 
 
 def _fold(mob: Mob, records: Sequence[Record]) -> None:

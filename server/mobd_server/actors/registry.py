@@ -8,13 +8,15 @@ itself, else at the next touch. One mob that can't be read never keeps another f
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
 from msgspec import Struct
 
 from mobd_server.actors.actor import Links, MobActor, resolve
+from mobd_server.actors.ahead import Ahead
 from mobd_server.actors.journal import Journal
 from mobd_server.actors.links import Call, Hub, Reply
 from mobd_server.actors.loading import take_over
@@ -37,10 +39,9 @@ from mobd_server.ports import Clock, IdsFactory, Rebuilder, SnapshotMeter, Store
 log: Final = logging.getLogger(__name__)
 
 # How many mobs are read at once by themselves; those that are asked for don't wait for one another.
-RELOADS: Final = 8
-# Reloads begin within this time, and after an outage of the store at this distance.
+RELOADS: Final = 4
+# Reloads begin within this time.
 SPREAD_S: Final = 0.1
-STAGGER_S: Final = 0.01
 BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 30.0
 
@@ -84,6 +85,7 @@ class Registry:
         # How often in a row a mob failed without getting anywhere.
         self._failures: dict[str, int] = {}
         self._reloads = asyncio.Semaphore(RELOADS)
+        self._ahead = Ahead(store, publisher, lambda mob_id: mob_id in self._actors or mob_id in self._loading)
         self._tasks: set[asyncio.Task[None]] = set()
         # Mobs whose rows are being deleted.
         self._deleting: dict[str, asyncio.Task[None]] = {}
@@ -176,7 +178,7 @@ class Registry:
                 due.append(mob_id)
             else:
                 self._plan(mob_id, (at - now) / 1_000_000)
-        await asyncio.gather(*map(self._reload, due))
+        await self._reload_many(due)
 
     def evict(self, actor: MobActor) -> None:
         """Throw an incarnation away; harmless if it is gone already."""
@@ -275,6 +277,7 @@ class Registry:
         timer = self._owed.pop(mob_id, None)
         if timer is not None:
             timer.cancel()
+        self._ahead.drop(mob_id)
         self._failures.pop(mob_id, None)
         self.quarantined.pop(mob_id, None)
         self.newer.pop(mob_id, None)
@@ -314,7 +317,8 @@ class Registry:
 
     async def _load(self, mob_id: str) -> MobActor:
         try:
-            taken = await take_over(self._store, self._publisher, mob_id)
+            begun = await self._ahead.use(mob_id)
+            taken = await take_over(self._store, self._publisher, mob_id, begun)
             actor = MobActor(taken.mob, taken.epoch, taken.feed, self._ids_factory(taken.epoch), self._links)
             self._enter(actor, taken.snapshot_seq)
         except MobdError as refused:
@@ -374,9 +378,7 @@ class Registry:
 
     def _journal_changed(self, down: bool) -> None:
         if not down:
-            parked = [mob_id for mob_id, timer in self._owed.items() if timer is None]
-            for place, mob_id in enumerate(parked):
-                self._plan(mob_id, place * STAGGER_S + self._jitter() * SPREAD_S)
+            self._clock.call_later(self._jitter() * SPREAD_S, self._begin_parked)
 
     def _plan_again(self, mob_id: str) -> None:
         """Plan to read a mob whose incarnation or reading failed."""
@@ -396,18 +398,44 @@ class Registry:
         self._owed.pop(mob_id, None)
         self._spawn(self._reload(mob_id))
 
+    def _begin_parked(self) -> None:
+        parked = [mob_id for mob_id, timer in self._owed.items() if timer is None]
+        for mob_id in parked:
+            del self._owed[mob_id]
+        if parked and not self.draining:
+            self._spawn(self._reload_many(parked))
+
+    async def _reload_many(self, mob_ids: Sequence[str]) -> None:
+        """Read mobs that were taken over together, one after another; what may take its time is read beside them."""
+        apart: list[asyncio.Task[None]] = []
+        try:
+            async with aclosing(self._ahead.groups(mob_ids)) as groups:
+                async for group in groups:
+                    for mob_id in group:
+                        if self._ahead.whole(mob_id):
+                            await self._try_load(mob_id)
+                        else:
+                            apart.append(self._links.loop.create_task(self._reload(mob_id)))
+            await asyncio.gather(*apart)
+        finally:
+            for mob_id in mob_ids:
+                self._ahead.drop(mob_id)
+
     async def _reload(self, mob_id: str) -> None:
         async with self._reloads:
-            try:
-                await self.load(mob_id)
-            except JournalDown:
-                self._owed[mob_id] = None
-            except (Draining, MobNotFound, MobQuarantined, MobFormatNewer):
-                # Nothing more can be done by itself.
-                return
-            except MobdError as error:
-                log.warning("reload_failed", extra={"mob_id": mob_id, "error": error.message})
-                self._plan_again(mob_id)
+            await self._try_load(mob_id)
+
+    async def _try_load(self, mob_id: str) -> None:
+        try:
+            await self.load(mob_id)
+        except JournalDown:
+            self._owed[mob_id] = None
+        except (Draining, MobNotFound, MobQuarantined, MobFormatNewer):
+            # Nothing more can be done by itself.
+            return
+        except MobdError as error:
+            log.warning("reload_failed", extra={"mob_id": mob_id, "error": error.message})
+            self._plan_again(mob_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._links.loop.create_task(work)

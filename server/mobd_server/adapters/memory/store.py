@@ -6,6 +6,7 @@ fail in one of the ways in which a database can.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
@@ -16,7 +17,7 @@ from mobd_server.machines.events import BY_KIND
 from mobd_server.machines.records import Append, MessageRow, MobRow, OperationRow, Record, RunRow, SessionRow
 from mobd_server.machines.snapshot import superfluous
 from mobd_server.machines.upcast import upcast
-from mobd_server.ports import Loaded, MobListing, Result, Snapshot
+from mobd_server.ports import Beginning, Loaded, MobListing, Result, Snapshot, Wanted
 
 COMMITTED = Result("committed")
 # The phase of a mob whose rows are being deleted.
@@ -69,6 +70,26 @@ class MemoryStore:
             return None
         log.epoch += 1
         return Loaded(log.epoch, log.head, 1, log.row.log_id)
+
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded]:
+        taken = {mob_id: await self.acquire(mob_id) for mob_id in mob_ids}
+        return {mob_id: loaded for mob_id, loaded in taken.items() if loaded is not None}
+
+    async def read_many(self, wanted: Sequence[Wanted], limit: int, max_bytes: int = 4 << 20) -> list[Beginning]:
+        found: list[Beginning] = []
+        size = 0
+        for one in wanted:
+            if size >= max_bytes:
+                break
+            snapshot = await self.read_snapshot(one.mob_id, one.at_most)
+            begun = Beginning(snapshot, [])
+            found.append(begun)
+            after = snapshot.seq if snapshot is not None else 0
+            size += len(snapshot.state) if snapshot is not None else 0
+            with suppress(MobQuarantined, MobFormatNewer):
+                for seq in range(after, after + limit):
+                    begun.events += await self.read_events(one.mob_id, seq, 1)
+        return found
 
     async def head(self, mob_id: str) -> Loaded | None:
         log = self._log(mob_id)

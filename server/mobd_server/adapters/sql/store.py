@@ -7,30 +7,23 @@ from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import structs
 from sqlalchemy import Connection, RowMapping, Select, and_, func, select, tuple_, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from mobd_server.adapters.sql import purge, snapshots
+from mobd_server.adapters.sql import purge, reading, snapshots
 from mobd_server.adapters.sql.engine import turn
 from mobd_server.adapters.sql.purge import DELETING
+from mobd_server.adapters.sql.reading import record, select_events
 from mobd_server.adapters.sql.rows import FORMAT
 from mobd_server.adapters.sql.tables import events, messages, mobs, operations, runs
-from mobd_server.errors import MobFormatNewer, MobQuarantined, Unavailable
-from mobd_server.machines.events import BY_KIND
+from mobd_server.errors import MobFormatNewer, Unavailable
 from mobd_server.machines.records import MessageRow, OperationRow, Record, RunRow
-from mobd_server.machines.upcast import upcast
-from mobd_server.ports import Loaded, MobListing, Snapshot
+from mobd_server.ports import Beginning, Loaded, MobListing, Snapshot, Wanted
 
 THREADS: Final = 4
 # Rows that a page of a filtered list looks at.
 SCANNED: Final = 10_000
-
-_DECODE: Final = {key: msgspec.json.Decoder(kind).decode for key, kind in BY_KIND.items()}
-
-# By position: a page of events is mostly this.
-_fill: Final[Callable[..., Record]] = Record
 
 T = TypeVar("T")
 
@@ -65,6 +58,12 @@ class SqlStore:
 
         return await self._call(work, writes=True)
 
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded]:
+        return await self._call(lambda connection: reading.acquire_many(connection, mob_ids), writes=True)
+
+    async def read_many(self, wanted: Sequence[Wanted], limit: int, max_bytes: int = 4 << 20) -> list[Beginning]:
+        return await self._call(lambda connection: reading.read_many(connection, wanted, limit, max_bytes))
+
     async def head(self, mob_id: str) -> Loaded | None:
         def work(connection: Connection) -> Loaded | None:
             columns = (mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id, mobs.c.format)
@@ -77,11 +76,11 @@ class SqlStore:
         def work(connection: Connection) -> list[Record]:
             found: list[Record] = []
             size = 0
-            query = _events().where(events.c.mob_id == mob_id, events.c.seq > after)
+            query = select_events().where(events.c.mob_id == mob_id, events.c.seq > after)
             query = query.order_by(events.c.seq).limit(limit)
             with connection.execution_options(yield_per=500).execute(query) as rows:
                 for row in rows:
-                    found.append(_record(mob_id, row))
+                    found.append(record(mob_id, row))
                     size += len(row.payload)
                     if size >= max_bytes:
                         break
@@ -91,15 +90,15 @@ class SqlStore:
 
     async def read_event(self, mob_id: str, seq: int) -> Record | None:
         def work(connection: Connection) -> Record | None:
-            row = connection.execute(_events().where(events.c.mob_id == mob_id, events.c.seq == seq)).first()
-            return _record(mob_id, row) if row is not None else None
+            row = connection.execute(select_events().where(events.c.mob_id == mob_id, events.c.seq == seq)).first()
+            return record(mob_id, row) if row is not None else None
 
         return await self._call(work)
 
     async def read_these(self, mob_id: str, seqs: Sequence[int]) -> list[Record]:
         def work(connection: Connection) -> list[Record]:
-            query = _events().where(events.c.mob_id == mob_id, events.c.seq.in_(seqs)).order_by(events.c.seq)
-            return [_record(mob_id, row) for row in connection.execute(query)]
+            query = select_events().where(events.c.mob_id == mob_id, events.c.seq.in_(seqs)).order_by(events.c.seq)
+            return [record(mob_id, row) for row in connection.execute(query)]
 
         return await self._call(work)
 
@@ -251,11 +250,6 @@ class SqlStore:
             raise StoreUnavailable(f"the database does not answer: {type(error).__name__}") from error
 
 
-def _events() -> Select[Any]:
-    # The columns in the order of the struct, which ends with the decoded event and what is made of it.
-    return select(*[events.c[name] for name in Record.__struct_fields__[:-2]])
-
-
 def _runs() -> Select[Any]:
     return select(*[runs.c[name] for name in RunRow.__struct_fields__])
 
@@ -270,23 +264,3 @@ def _loaded(mob_id: str, row: RowMapping | None) -> Loaded | None:
     if row["format"] > FORMAT:
         raise MobFormatNewer(f"mob '{mob_id}' is stored in format {row['format']}; this mobd reads up to {FORMAT}")
     return Loaded(row["epoch"], row["head"], row["first_seq"], row["log_id"])
-
-
-def _record(mob_id: str, row: Any) -> Record:
-    decode = _DECODE.get((row.kind, row.v))
-    try:
-        if decode is not None:
-            return _fill(*row, decode(row.payload))
-        lifted = upcast(row.kind, row.v, row.payload)
-        if lifted is not None:
-            v, payload = lifted
-            event = _DECODE[row.kind, v](payload)
-            return structs.replace(_fill(*row, event), v=v, payload=payload)
-    except msgspec.MsgspecError as error:
-        raise MobQuarantined(
-            f"event {row.seq} of mob '{mob_id}' can't be decoded: {error}", {"mob_id": mob_id, "seq": str(row.seq)}
-        ) from error
-    raise MobFormatNewer(
-        f"event {row.seq} of mob '{mob_id}' is {row.kind} version {row.v}, which this mobd does not know",
-        {"mob_id": mob_id, "seq": str(row.seq), "kind": row.kind},
-    )

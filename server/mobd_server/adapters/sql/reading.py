@@ -1,0 +1,124 @@
+"""Reading events, and beginning to read many mobs at once, on a connection that has begun."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec import structs
+from sqlalchemy import Connection, Select, select, update
+
+from mobd_server.adapters.sql import snapshots
+from mobd_server.adapters.sql.purge import DELETING
+from mobd_server.adapters.sql.rows import FORMAT
+from mobd_server.adapters.sql.tables import events, mobs
+from mobd_server.adapters.sql.tables import snapshots as kept
+from mobd_server.errors import MobdError, MobFormatNewer, MobQuarantined
+from mobd_server.machines.events import BY_KIND
+from mobd_server.machines.records import Record
+from mobd_server.machines.upcast import upcast
+from mobd_server.ports import Beginning, Loaded, Wanted
+
+_DECODE: Final = {key: msgspec.json.Decoder(kind).decode for key, kind in BY_KIND.items()}
+
+# By position: a page of events is mostly this.
+_fill: Final[Callable[..., Record]] = Record
+
+# The columns in the order of the struct, which ends with the decoded event and what is made of it.
+_COLUMNS: Final = tuple(events.c[name] for name in Record.__struct_fields__[:-2])
+_SEQ, _KIND, _V, _PAYLOAD = (Record.__struct_fields__.index(name) for name in ("seq", "kind", "v", "payload"))
+
+
+def select_events() -> Select[Any]:
+    """Return a query of events that `record` understands."""
+    return select(*_COLUMNS)
+
+
+def record(mob_id: str, row: Sequence[Any]) -> Record:
+    """Return a row of `select_events` with its event decoded. Raises MobQuarantined and MobFormatNewer."""
+    kind, v, payload = row[_KIND], row[_V], row[_PAYLOAD]
+    decode = _DECODE.get((kind, v))
+    try:
+        if decode is not None:
+            return _fill(*row, decode(payload))
+        lifted = upcast(kind, v, payload)
+        if lifted is not None:
+            newer, payload = lifted
+            event = _DECODE[kind, newer](payload)
+            return structs.replace(_fill(*row, event), v=newer, payload=payload)
+    except msgspec.MsgspecError as error:
+        raise MobQuarantined(
+            f"event {row[_SEQ]} of mob '{mob_id}' can't be decoded: {error}",
+            {"mob_id": mob_id, "seq": str(row[_SEQ])},
+        ) from error
+    raise MobFormatNewer(
+        f"event {row[_SEQ]} of mob '{mob_id}' is {kind} version {v}, which this mobd does not know",
+        {"mob_id": mob_id, "seq": str(row[_SEQ]), "kind": kind},
+    )
+
+
+def acquire_many(connection: Connection, mob_ids: Sequence[str]) -> dict[str, Loaded]:
+    """Take over the mobs that can be taken at once; see ports.Store."""
+    # Who waits here for one row would make all of them wait.
+    free = select(mobs.c.mob_id).where(mobs.c.mob_id.in_(mob_ids), mobs.c.phase != DELETING, mobs.c.format <= FORMAT)
+    mine = list(connection.execute(free.with_for_update(skip_locked=True)).scalars())
+    taken = (
+        update(mobs)
+        .where(mobs.c.mob_id.in_(mine))
+        .values(epoch=mobs.c.epoch + 1)
+        .returning(mobs.c.mob_id, mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id)
+    )
+    return {mob_id: Loaded(*row) for mob_id, *row in connection.execute(taken)}
+
+
+def read_many(connection: Connection, wanted: Sequence[Wanted], limit: int, max_bytes: int) -> list[Beginning]:
+    """Return where the states of mobs begin, for the first of those that are wanted; see ports.Store."""
+    newest = _newest(connection, wanted)
+    found: dict[str, Beginning] = {}
+    size = 0
+    for one in wanted:
+        if size >= max_bytes:
+            break
+        seq = newest.get(one.mob_id)
+        snapshot = snapshots.newest(connection, one.mob_id, seq) if seq is not None else None
+        begun = found[one.mob_id] = Beginning(snapshot, [])
+        if snapshot is not None:
+            size += len(snapshot.state)
+            after = events.c.mob_id == one.mob_id, events.c.seq > snapshot.seq
+            query = select(events.c.mob_id, *_COLUMNS).where(*after).order_by(events.c.seq).limit(limit)
+            size += _fill_in({one.mob_id: begun}, connection, query, max_bytes)
+    whole = {mob_id: begun for mob_id, begun in found.items() if begun.snapshot is None}
+    if whole:
+        query = select(events.c.mob_id, *_COLUMNS).where(events.c.mob_id.in_(whole), events.c.seq <= limit)
+        _fill_in(whole, connection, query.order_by(events.c.mob_id, events.c.seq), max_bytes)
+    return list(found.values())
+
+
+def _newest(connection: Connection, wanted: Sequence[Wanted]) -> dict[str, int]:
+    """Return the seqs of the newest snapshots that may be used."""
+    at_most = {one.mob_id: one.at_most for one in wanted}
+    newest: dict[str, int] = {}
+    query = select(kept.c.mob_id, kept.c.seq).where(kept.c.mob_id.in_(at_most))
+    for mob_id, seq in connection.execute(query):
+        if newest.get(mob_id, 0) < seq <= at_most[mob_id]:
+            newest[mob_id] = seq
+    return newest
+
+
+def _fill_in(begun: dict[str, Beginning], connection: Connection, query: Select[Any], max_bytes: int) -> int:
+    """Add the events of a query to what was begun until they are too large; return how large they are."""
+    size = 0
+    broken: set[str] = set()
+    with connection.execute(query, execution_options={"yield_per": 500}) as rows:
+        for mob_id, *row in rows:
+            if mob_id in broken:
+                continue
+            try:
+                begun[mob_id].events.append(record(mob_id, row))
+            except MobdError:
+                # Whoever reads on is told.
+                broken.add(mob_id)
+                continue
+            size += len(row[_PAYLOAD])
+            if size >= max_bytes:
+                break
+    return size
