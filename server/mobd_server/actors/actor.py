@@ -33,6 +33,8 @@ log: Final = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SERVER: Final = Call(principal="mobd")
+# The clock is looked at at least this often while something is due later: it may have been set.
+LOOK_S: Final = 30.0
 
 
 class Links(Struct):
@@ -288,7 +290,7 @@ class MobActor:
         self._armed_at = due
         if due:
             clock = self._links.clock
-            self._timer = clock.call_later(max(0, due - clock.now()) / 1_000_000, self._wake)
+            self._timer = clock.call_later(min(LOOK_S, max(0, due - clock.now()) / 1_000_000), self._wake)
 
     def _wake(self) -> None:
         self._timer = None
