@@ -77,8 +77,11 @@ docs: setup ## write docs/reference from the protocol and the code
 docs-check: setup ## docs/reference is fresh
 	$(BIN)/python scripts/gen_docs.py --check
 
-bench: setup ## measure deliveries (BENCH=recovery, memory, growth or state: that; BENCH_ARGS are passed on)
-	$(BIN)/python bench/$(or $(BENCH),deliver).py $(BENCH_ARGS)
+bench: setup ## measure all, and write docs/performance.md (BENCH=deliver: that; QUICK=1: in minutes, and no page)
+	$(BIN)/python bench/run.py $(addprefix --only ,$(BENCH)) $(if $(QUICK),--quick) $(BENCH_ARGS)
+
+profile: setup ## where a loaded server spends its time (WORK=batch, round_trips, watches, fanout, replay: under that)
+	$(BIN)/python bench/hottest.py $(if $(WORK),--work $(WORK)) $(PROFILE_ARGS)
 
 mutants: setup ## take out one rule at a time and see that a test notices; minutes (MUTANTS=word takes some)
 	$(BIN)/python scripts/mutants.py $(MUTANTS)

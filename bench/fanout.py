@@ -108,7 +108,7 @@ def feed(ground: Ground, running: team.Running, mob_id: str, way: Way, events: i
 def one_cell(ground: Ground, running: team.Running, mob_id: str, way: Way) -> dict[str, float]:
     """Watch a new mob while inputs are delivered to it."""
     running.create(mob_id, MEMBERS)
-    events = -(-ground.plan.count(RATE / way.watchers) // EACH) * EACH
+    events = ground.plan.count(RATE / way.watchers, least=BATCHES_IN_FLIGHT * EACH) // EACH * EACH
     events = min(events, QUEUE) if way.member else events
     watchers = Watchers(ground, running, mob_id, way, events)
     try:

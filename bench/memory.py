@@ -116,8 +116,8 @@ class Memory:
 
     def round(self) -> Round:
         """Measure all of it."""
-        return {
-            f"{self.store}, no key": {"spawned_bytes": self.spawned(), **self.seeded(0)},
+        without = {f"{self.store}, no key": {"spawned_bytes": self.spawned(), **self.seeded(0)}}
+        return (without if self.plan.seconds else {}) | {
             f"{self.store}, {KEYS} keys": self.seeded(KEYS),
             f"{self.store}, garbage collector": self.collected(),
         }
@@ -138,8 +138,7 @@ def measure(plan: Plan, place: Place) -> Section:
     """Measure the first store: what members are made of in memory does not depend on it."""
     memory = Memory(plan, place, plan.stores[0])
     section = Section({"members_in_a_mob": memory.members, "inputs_remembered": KEYS}, [])
-    # A round takes long, and hardly differs from the next.
-    for number in range(min(plan.rounds, 2)):
+    for number in range(plan.repeats):
         section.rounds.append(memory.round())
         say(f"memory, round {number + 1}: {team.conditions()}")
     return section

@@ -133,9 +133,9 @@ def of_case(case: Case, site: team.Site, plan: Plan) -> dict[str, list[Numbers]]
     seed = Seed(site.folder, site.url)
     known = case.make(seed, plan)
     seed.close()
-    starts = min(case.starts, plan.rounds)
+    starts = min(case.starts, plan.repeats)
     found = {case.name: [start(site, known) for _ in range(starts)]}
-    if case.bare:
+    if case.bare and plan.seconds:
         seed = Seed(site.folder, site.url)
         forget_snapshots(seed)
         seed.close()
@@ -146,9 +146,9 @@ def of_case(case: Case, site: team.Site, plan: Plan) -> dict[str, list[Numbers]]
 def measure(plan: Plan, place: Place) -> Section:
     """Measure every store."""
     section = Section({"scale": plan.scale, "inputs_remembered": KEYS, "tail": TAIL, "touched_at_once": AT_ONCE}, [])
-    section.rounds = [{} for _ in range(plan.rounds)]
+    section.rounds = [{} for _ in range(plan.repeats)]
     for store in plan.stores:
-        for case in CASES:
+        for case in CASES if plan.seconds else (CASES[1], CASES[-1]):
             for name, runs in of_case(case, team.Site(place.folder, store, place.cluster), plan).items():
                 for number, numbers in enumerate(runs):
                     section.rounds[number][f"{store}, {name}"] = numbers

@@ -1,10 +1,9 @@
 """What GetState costs in a long log, and whom it holds up.
 
-The state is asked for at places in one log, while another process delivers to another mob of the same server, one input
-after the other; what it waits for is compared with what it waits for while nobody asks.
+The state is asked for at places in one log, while another process delivers one input after the other to another mob of
+the same server; what it waits for is compared with what it waits for while nobody asks.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -12,45 +11,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
-import msgspec
 import team
-from load import median
-from msgspec import Struct
-from postgres import Cluster
+from load import median, percentile
+from plan import Numbers, Place, Plan, Section, main, say
 from seed import Seed, forget_snapshots, log_of
 
 from mobd.v1 import bridge_pb2, bridge_pb2_grpc, common_pb2, events_pb2
 
-PLACES = (0.01, 0.25, 0.5, 0.75, 1.0)
+EVENTS = 300_000
+PLACES = (0.01, 0.5, 0.75, 1.0)
 DAYS = 10.0
-QUIET_S = 5.0
-# For how long a state is asked for, again and again.
-ASKING_S = 2.0
 # Between two probes.
 PAUSE_S = 0.002
 # Enough for what nobody takes to find room.
 MEMBERS = 1_000
-
-
-class Waits(Struct):
-    """How long probes took, in milliseconds."""
-
-    count: int
-    p50: float
-    p99: float
-    longest: float
-
-
-class Asked(Struct):
-    """GetState at one place: seconds for one, how much came, and what the others waited meanwhile."""
-
-    seconds: float
-    sections: int
-    bytes: int
-    waits: Waits
 
 
 def until_closed(stopped: threading.Event) -> None:
@@ -59,8 +35,8 @@ def until_closed(stopped: threading.Event) -> None:
 
 
 def probe(port: int, prefix: str) -> None:
-    """Deliver, one input after the other, until the input is closed; then write how long each took."""
-    took = []
+    """Deliver, one input after the other, until the input is closed; then write how long each took, in ms."""
+    took: list[float] = []
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = bridge_pb2_grpc.BridgeServiceStub(channel)
         content = common_pb2.Content(blocks=[common_pb2.Block(text=team.TEXT)])
@@ -73,7 +49,7 @@ def probe(port: int, prefix: str) -> None:
         )
         print("ready", flush=True)
         number = 0
-        while not stopped.is_set():
+        while not stopped.is_set() or not took:
             request = bridge_pb2.DeliverRequest(
                 mob_id=probed(port),
                 member_id=members[number % MEMBERS],
@@ -96,29 +72,40 @@ class Probe:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self._process.stdout.readline()
-        time.sleep(0.1)
 
-    def end(self) -> Waits:
+    def end(self) -> Numbers:
         """Stop it and return what it waited."""
         out, _ = self._process.communicate("")
         took = sorted(json.loads(out))
-        return Waits(len(took), took[len(took) // 2], took[len(took) * 99 // 100], took[-1])
+        return {"p50_ms": percentile(took, 50), "p99_ms": percentile(took, 99), "longest_ms": took[-1]}
 
 
-def ask(running: team.Running, cursor: int | None, prefix: str, at_least_s: float = ASKING_S) -> Asked:
-    """Ask for a state, and again for as long as `at_least_s`, while a probe runs."""
-    watched = Probe(running.port, prefix)
-    took: list[float] = []
-    sections, size = 0, 0
-    while sum(took) < at_least_s or not took:
-        sections = size = 0
-        began = time.monotonic()
-        for part in running.events.GetState(events_pb2.GetStateRequest(mob_id="long", at_cursor=cursor)):
-            sections += len(part.sections.sections)
-            size += part.ByteSize()
-        took.append(time.monotonic() - began)
-    time.sleep(0.1)
-    return Asked(median(took), sections, size, watched.end())
+class Asking:
+    """One server whose mob `long` is asked for, for so long at each place."""
+
+    def __init__(self, running: team.Running, seconds: float) -> None:
+        self._running = running
+        self._seconds = seconds
+        self._asked = 0
+
+    def at(self, cursor: int | None, *, once: bool = False) -> Numbers:
+        """Ask for the state after a cursor, again and again, while a probe runs."""
+        self._asked += 1
+        watched = Probe(self._running.port, f"{self._asked}-{time.time_ns()}")
+        took: list[float] = []
+        size = 0
+        while not took or (sum(took) < self._seconds and not once):
+            began = time.monotonic()
+            request = events_pb2.GetStateRequest(mob_id="long", at_cursor=cursor)
+            size = sum(part.ByteSize() for part in self._running.events.GetState(request))
+            took.append(time.monotonic() - began)
+        return {"state_s": median(took), "size_mb": size / 1e6, **watched.end()}
+
+    def nobody(self) -> Numbers:
+        """Only let a probe run."""
+        alone = Probe(self._running.port, f"alone-{time.time_ns()}")
+        time.sleep(self._seconds)
+        return alone.end()
 
 
 @contextmanager
@@ -134,79 +121,43 @@ def probed(port: int) -> str:
     return f"probe-{port}"
 
 
-def measure(site: team.Site, events: int, rounds: int) -> dict[str, list[Asked]]:
+def one_round(site: team.Site, events: int, seconds: float, suffix: str) -> dict[str, Numbers]:
     """Look at the probe alone, then ask at every place; last load the mob, which asks for its state of now."""
-    found: dict[str, list[Asked]] = {}
+    found = {}
     with serving(site) as running:
+        asking = Asking(running, seconds)
         # The process that folds is started at its first use.
-        ask(running, 1, "warm")
-        for number in range(rounds):
-            alone = Probe(running.port, f"{number}-alone")
-            time.sleep(QUIET_S)
-            found.setdefault("nobody asks", []).append(Asked(0, 0, 0, alone.end()))
-            for place in PLACES:
-                found.setdefault(f"{place:.0%}", []).append(ask(running, int(events * place), f"{number}-{place}"))
-            team.say(f"round {number + 1}: {team.conditions()}")
-    for number in range(rounds):
-        with serving(site) as running:
-            found.setdefault("now, not in memory", []).append(ask(running, None, f"{number}-load", 0.0))
-            found.setdefault("now, in memory", []).append(ask(running, None, f"{number}-now"))
+        asking.at(1, once=True)
+        found[f"nobody asks{suffix}"] = asking.nobody()
+        for place in PLACES if seconds else PLACES[:1]:
+            found[f"at {place:.0%}{suffix}"] = asking.at(int(events * place))
+        found[f"now, not in memory{suffix}"] = asking.at(None, once=True)
+        found[f"now, in memory{suffix}"] = asking.at(None)
     return found
 
 
-def row(name: str, asked: list[Asked]) -> list[str]:
-    """Return a line of the table."""
-    asks = asked[0].sections > 0
-    return [
-        name,
-        team.middle([one.seconds for one in asked], "{:.2f}") if asks else "",
-        f"{asked[0].sections:,}" if asks else "",
-        f"{asked[0].bytes / 1e6:.2f}" if asks else "",
-        f"{median([one.waits.p50 for one in asked]):.1f} / {median([one.waits.p99 for one in asked]):.1f}",
-        team.middle([one.waits.longest for one in asked], "{:.0f}"),
-    ]
-
-
-def of_store(
-    options: argparse.Namespace, store: str, folder: Path, cluster: Cluster | None
-) -> dict[str, dict[str, list[Asked]]]:
-    """Measure one store."""
-    site = team.Site(folder, store, cluster)
+def measure(plan: Plan, place: Place) -> Section:
+    """Measure the first store: with the snapshots that a server takes, and once without any."""
+    site = team.Site(place.folder, plan.stores[0], place.cluster)
+    events = plan.size(EVENTS, least=500)
     seed = Seed(site.folder, site.url)
-    log_of(seed, "long", options.events, days=DAYS, keep_snapshots=True)
+    log_of(seed, "long", events, days=DAYS, keep_snapshots=True)
     seed.close()
-    team.say(f"{store}: the log is there")
-    found = {"snapshots": measure(site, options.events, options.rounds)}
-    if options.bare:
-        seed = Seed(site.folder, site.url)
-        forget_snapshots(seed)
-        seed.close()
-        found["no snapshot"] = measure(site, options.events, options.bare)
-    return found
-
-
-def main() -> int:
-    """Run all of it and print the tables."""
-    parser = team.options_of(__doc__, stores="sqlite")
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--bare", type=int, default=1, help="rounds without any snapshot; 0: leave them out")
-    parser.add_argument("--probe", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.probe:
-        probe(int(options.probe[0]), options.probe[1])
-        return 0
-    stores = options.store or ["sqlite"]
-    numbers = {}
-    head = ["s", "sections", "MB", "a Deliver meanwhile: p50 / p99 ms", "longest ms"]
-    with team.workplace(stores) as (folder, cluster):
-        for store in stores:
-            found = of_store(options, store, folder, cluster)
-            for what, asked in found.items():
-                team.table([f"{store}, {what}", *head], [row(name, one) for name, one in asked.items()])
-            numbers[store] = msgspec.to_builtins(found)
-    team.write_json(options.json, numbers)
-    return 0
+    section = Section({"store": site.store, "events": events, "members": 100}, [])
+    for number in range(plan.repeats):
+        section.rounds.append(one_round(site, events, plan.seconds, ""))
+        say(f"state, round {number + 1}: {team.conditions()}")
+    if not plan.seconds:
+        return section
+    seed = Seed(site.folder, site.url)
+    forget_snapshots(seed)
+    seed.close()
+    section.rounds[0] |= one_round(site, events, plan.seconds, ", no snapshot")
+    return section
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["--probe"]:
+        probe(int(sys.argv[2]), sys.argv[3])
+    else:
+        sys.exit(main(__doc__, measure))

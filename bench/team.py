@@ -1,9 +1,7 @@
 """Servers on a database that outlives them, the calls that fill it, and what a process costs."""
 
-import argparse
 import json
 import os
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -20,7 +18,7 @@ import grpc
 import psycopg
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from load import Served, frame, free_port, median
+from load import Served, frame, free_port
 from postgres import Cluster
 
 from mobd.v1 import (
@@ -210,54 +208,6 @@ class Site:
             running.end()
 
 
-def options_of(doc: str | None, **more: Any) -> argparse.ArgumentParser:
-    """Return a parser with what all of these benchmarks take."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", action="append", choices=["sqlite", "postgresql"], help=f"default: {more['stores']}")
-    parser.add_argument("--rounds", type=int, default=more.get("rounds", 3))
-    parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    return parser
-
-
-@contextmanager
-def workplace(stores: Sequence[str]) -> Iterator[tuple[Path, Cluster | None]]:
-    """Make a directory, and a PostgreSQL cluster if one is needed; take both away at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="mobd-bench-"))
-    cluster = Cluster.start(folder) if "postgresql" in stores else None
-    try:
-        yield folder, cluster
-    finally:
-        if cluster is not None:
-            cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
-    print("\n| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    sys.stdout.flush()
-
-
-def say(text: str) -> None:
-    """Print what goes on."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def conditions() -> str:
     """Say how busy the machine is."""
     return f"load average {os.getloadavg()[0]:.1f}"
-
-
-def write_json(path: Path | None, numbers: object) -> None:
-    """Write the numbers, if anybody wants them."""
-    if path is not None:
-        path.write_text(json.dumps(numbers, indent=1) + "\n")
-
-
-def middle(values: Sequence[float], form: str = "{:,.0f}") -> str:
-    """Return the median and the range, or the one value."""
-    shown = form.format(median(list(values)))
-    return shown if len(values) == 1 else f"{shown} ({form.format(min(values))} … {form.format(max(values))})"
