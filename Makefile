@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ign
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve up down image-check migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants soak lock clean
+.PHONY: help setup demo serve up down image-check migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants checker-mutants soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ profile: setup ## where a loaded server spends its time (WORK=batch, round_trips
 
 mutants: setup ## take out one rule at a time and see that a test notices; minutes (MUTANTS=word takes some)
 	$(BIN)/python scripts/mutants.py $(MUTANTS)
+
+checker-mutants: setup ## break the server in the ways of tests/mutants and see that the history checker tells; minutes
+	$(BIN)/python scripts/checker_mutants.py $(MUTANTS)
 
 UV_COMPILE = $(BIN)/uv --no-config pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links $(LOCK_ARGS)

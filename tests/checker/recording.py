@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 from tests.checker.history import NO_EFFECT, Recorder
 from tests.checker.plain import plain
-from tests.support.peers import pause_s, reason
+from tests.support.peers import answered, pause_s, reason
 from tests.support.served import channel
 
 from mobd.v1 import (
@@ -25,6 +26,8 @@ from mobd.v1 import (
 )
 
 CALL_S: Final = 10.0
+# For what is only read in the end.
+PATIENT_S: Final = 60.0
 clock: Final = time.monotonic_ns
 
 
@@ -151,9 +154,8 @@ class Caller:
         cursor, head = 0, 1
         while cursor < head:
             start = events_pb2.EventStart(after_cursor=cursor)
-            page = await self.method("PollEvents")(
-                events_pb2.PollEventsRequest(mob_id=self.mob, start=start, limit=5_000), timeout=CALL_S
-            )
+            request = events_pb2.PollEventsRequest(mob_id=self.mob, start=start, limit=5_000)
+            page = await answered(partial(self.method("PollEvents"), request, timeout=PATIENT_S), PATIENT_S)
             for event in page.events:
                 self.recorder.logged(self.mob, plain(event))
             cursor, head = page.next_cursor, page.head
@@ -167,7 +169,7 @@ class Caller:
             token = ""
             while True:
                 request = message(mob_id=self.mob, page_size=1000, page_token=token, **more)
-                answer = await self.method(rpc)(request, timeout=CALL_S)
+                answer = await answered(partial(self.method(rpc), request, timeout=PATIENT_S), PATIENT_S)
                 for one in getattr(answer, field):
                     self.recorder.final(self.mob, what, plain(one))
                 token = answer.next_page_token
