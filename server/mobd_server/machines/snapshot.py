@@ -176,7 +176,8 @@ def _settler(kind: Any, known: dict[Any, Settle | None]) -> Settle | None:
 
 
 def _each(container: Any, items: Iterable[tuple[Any, Any]], settle: Settle) -> Any:
-    for key, value in list(items):
+    # Only places that are there already are written.
+    for key, value in items:
         settled = settle(value)
         if settled is not value:
             container[key] = settled
@@ -190,6 +191,9 @@ def _of_struct(kind: type[Struct], known: dict[Any, Settle | None]) -> Settle | 
     def settle(value: Struct) -> Struct:
         for name, one in fields:
             before = getattr(value, name)
+            # As nearly all of them are.
+            if before is NOTHING or before is None:
+                continue
             after = one(before)
             if after is not before:
                 force_setattr(value, name, after)
