@@ -81,17 +81,16 @@ async def inject(stage: Stage, injection: Injection, draw: random.Random, table:
     """Do one thing to a stage under load, and check that nothing is lost."""
     row = table.row(injection, stage.store)
     row.done += 1
-    before = len(stage.load.acknowledged)
-    async with stage.load.going(stage.callers, draw):
-        await stage.load.more(draw.randrange(5, 40))
+    before = stage.done
+    async with stage.calling(draw):
+        await stage.more(draw.randrange(5, 40))
         began = time.monotonic()
         found = await injection.do(stage, draw)
         await stage.served.serving(RECOVERY_S)
-        await stage.load.more(AFTERWARDS)
+        await stage.more(AFTERWARDS)
         seconds = time.monotonic() - began
-    await stage.all_ended()
     await stage.check()
     row.survived += 1
     row.seconds.append(seconds)
-    inputs = len(stage.load.acknowledged) - before
-    say(f"{number:4} {stage.store:10} {injection.name:32} {seconds:5.1f} s  {inputs:4} inputs  {found}")
+    done = stage.done - before
+    say(f"{number:4} {stage.store:10} {injection.name:32} {seconds:5.1f} s  {done:4} {stage.unit}  {found}")

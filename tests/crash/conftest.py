@@ -13,7 +13,7 @@ from tests.support.processes import say
 SQLITE_MB = 64
 POSTGRESQL_MB = 192
 
-NewStage = Callable[[str], Stage]
+NewStage = Callable[[str, type[Stage]], Stage]
 
 
 @pytest.fixture
@@ -34,17 +34,17 @@ def new_stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewSta
                     say("NO DISK OF ITS OWN: mount is not permitted here, and no disk will be full")
             return disks[store]
 
-        def make(store: str) -> Stage:
+        def make(store: str, kind: type[Stage]) -> Stage:
             nonlocal count
             count += 1
             folder = tmp_path / f"stage-{count}"
             if store == "sqlite":
-                return Stage(folder, None, disk(store, SQLITE_MB))
+                return kind(folder, None, disk(store, SQLITE_MB))
             if not clusters:
                 request.getfixturevalue("postgres")
                 found = disk(store, POSTGRESQL_MB)
                 clusters.append(Cluster(found.folder if found is not None else None))
                 stack.callback(clusters[0].remove)
-            return Stage(folder, clusters[0], disk(store, POSTGRESQL_MB))
+            return kind(folder, clusters[0], disk(store, POSTGRESQL_MB))
 
         yield make

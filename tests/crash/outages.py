@@ -19,7 +19,7 @@ from tests.support.proxy import Proxy
 
 async def kill_server(stage: Stage, draw: random.Random) -> str:
     """Kill the server at a random time, and perhaps its successor before it serves."""
-    await stage.load.more(draw.randrange(1, 40))
+    await stage.more(draw.randrange(1, 40))
     stage.served.kill9()
     twice = draw.random() < 0.3
     if twice:
@@ -47,10 +47,10 @@ async def replace_frozen_server(stage: Stage, draw: random.Random) -> str:
     first.send(signal.SIGSTOP)
     try:
         await stage.second_server()
-        await stage.load.more(draw.randrange(10, 40))
+        await stage.more(draw.randrange(10, 40))
     finally:
         first.send(signal.SIGCONT)
-    await stage.load.more(20)
+    await stage.more(20)
     first.send(signal.SIGTERM)
     code = await first.ended()
     assert code == 0, first.output()[-2_000:]

@@ -61,7 +61,7 @@ async def _delete(peer: Peer) -> None:
 
 async def _terminate(stage: Stage, _: random.Random) -> None:
     await stage.served.serving(RECOVERY_S)
-    await stage.load.more(5)
+    await stage.more(5)
     stage.served.process.send(signal.SIGTERM)
 
 
@@ -128,7 +128,7 @@ async def fail_at(point: str, stage: Stage, draw: random.Random) -> str:
 async def _go_on(stage: Stage) -> None:
     """See that the server serves by itself, before it is killed for the faults that it may still have."""
     await stage.served.serving(RECOVERY_S)
-    await stage.load.more(20)
+    await stage.more(20)
     assert stage.served.process.code is None, stage.said()
     await stage.disarm()
 

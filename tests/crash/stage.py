@@ -7,27 +7,26 @@ that was ever acknowledged on it is checked.
 import asyncio
 import random
 import shutil
-from contextlib import AsyncExitStack
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Protocol, Self
 
-from tests.checker.checker import check, told
 from tests.checker.history import Recorder
 from tests.checker.recording import Caller, clock
-from tests.crash.load import Load
-from tests.faults import ledger
 from tests.support.disks import Disk
-from tests.support.peers import DEFINITION, MOB, ROLE, AgentProcess, Peer, Watcher
+from tests.support.peers import DEFINITION, MOB, ROLE, Peer
 from tests.support.postgres import Cluster
-from tests.support.processes import WAIT_S, Changes, Process, until
+from tests.support.processes import Changes, Process, until
 from tests.support.proxy import Proxy
 from tests.support.served import Served
 
 from mobd.v1 import members_pb2, mobs_pb2
 from mobd_server import faults
 
-MEMBERS: Final = [f"m{at}" for at in range(8)]
+LIMIT_S: Final = 60.0
 CALLERS: Final = 4
 # Long enough for a busy machine, short enough that a test lives through many.
 LEASE_S: Final = 1.5
@@ -46,19 +45,46 @@ SETTINGS: Final = {
 RECOVERY_S: Final = 45.0
 
 
-class Stage:
+class Agent(Protocol):
+    """An agent in a process of its own."""
+
+    name: str
+
+    @property
+    def process(self) -> Process:
+        """The process that runs."""
+
+    def start(self) -> Self:
+        """Start it, for the first time or in the place of one that has ended."""
+
+    def kill9(self) -> None:
+        """End it at once."""
+
+    def in_flight(self) -> int:
+        """Return how many handler calls it is known to be at."""
+
+
+class Stage(ABC):
     """A store and all who use it. `cluster` is that of PostgreSQL; None: SQLite. `disk` is what the store is on."""
+
+    members: Sequence[str]
+    # What its callers are counted in.
+    unit: str
+    # How many injections it is used for: then to check all of it takes a while.
+    uses = 8
 
     def __init__(self, folder: Path, cluster: Cluster | None, disk: Disk | None) -> None:
         self.folder = folder
         self.cluster = cluster
         self.disk = disk
         self.changes = Changes()
-        self.agents: list[AgentProcess] = []
-        self._stack = AsyncExitStack()
+        # How many calls were answered, ever.
+        self.done = 0
+        self.calls: list[asyncio.Task[None]] = []
+        self.stack = AsyncExitStack()
         self._settings = dict(SETTINGS)
         # What callers saw, for the checker.
-        self.recorder = Recorder(clock)
+        self.recorder = Recorder(clock, "t-")
         self._later: list[asyncio.Future[None]] = []
         # Where the server's log stood when it was armed.
         self._said_before = 0
@@ -74,7 +100,7 @@ class Stage:
         try:
             await self._build()
         except BaseException:
-            await self._stack.aclose()
+            await self.stack.aclose()
             raise
         return self
 
@@ -84,60 +110,88 @@ class Stage:
         for task in self._later:
             task.cancel()
         await asyncio.gather(*self._later, return_exceptions=True)
-        await self._stack.aclose()
+        await self.stack.aclose()
 
     async def _build(self) -> None:
         self.folder.mkdir(parents=True)
         url = await self._open_store()
-        self.served = await self._stack.enter_async_context(Served(self.folder, url, self._settings))
-        self.to_callers = await self._stack.enter_async_context(Proxy(self.served.port))
-        self.to_agents = await self._stack.enter_async_context(Proxy(self.served.port))
-        self.admin = await self._peer()
-        self._recorded_admin = await self._caller("admin")
+        self.served = await self.stack.enter_async_context(Served(self.folder, url, self._settings))
+        self.to_callers = await self.stack.enter_async_context(Proxy(self.served.port))
+        self.to_agents = await self.stack.enter_async_context(Proxy(self.served.port))
+        self.recorded_admin = await self.caller("admin")
         await self._create()
-        for at in range(2):
-            # One comes back as the host that it was and takes over at once, one as somebody new, after the grace.
-            settings = {"MOBD_HOST_ID": "host"} if at else {}
-            agent = AgentProcess(self.folder, f"agent-{at}", self.to_agents.target, settings=settings)
-            self._stack.callback(agent.kill9)
-            self.agents.append(agent.start())
-        self.watcher = Watcher(await self._peer(), self.changes)
-        self._stack.push_async_callback(self.watcher.stop)
-        self.callers = [await self._caller(f"caller-{at}") for at in range(CALLERS)]
-        follower = asyncio.create_task((await self._caller("follower")).follow())
-        self._stack.callback(follower.cancel)
-        self.load = Load(MEMBERS, self.changes, self.watcher)
-        await self.changes.until(lambda: self.watcher.kinds.get("attachment_opened") == 2, "both agents")
+        await self.populate()
 
     async def _open_store(self) -> str | None:
         if self.cluster is None:
             if self.disk is not None:
                 data = self.disk.folder / self.folder.name
                 self._settings["MOBD_DATA_DIR"] = str(data)
-                self._stack.callback(shutil.rmtree, data)
+                self.stack.callback(shutil.rmtree, data)
             return None
         direct = self.cluster.new_database()
-        self._stack.callback(self.cluster.drop_database, direct)
+        self.stack.callback(self.cluster.drop_database, direct)
         self.database = direct.rpartition("/")[2]
         migrate = Process(["-m", "mobd_server", "migrate"], {"MOBD_DATABASE_URL": direct}, self.folder / "migrate.log")
         assert await migrate.ended() == 0, migrate.output()
-        self.to_store = await self._stack.enter_async_context(Proxy(self.cluster.port))
+        self.to_store = await self.stack.enter_async_context(Proxy(self.cluster.port))
         return direct.replace(f":{self.cluster.port}/", f":{self.to_store.own_port}/")
 
     async def _create(self) -> None:
         definition = mobs_pb2.DefinitionDocument(json=DEFINITION)
         create = mobs_pb2.CreateMobRequest(mob_id=MOB, definition=definition, request_id="create")
-        await self._recorded_admin.ask("CreateMob", create)
-        specs = [members_pb2.MemberSpec(member_id=name, role=ROLE) for name in MEMBERS]
+        await self.recorded_admin.ask("CreateMob", create)
+        specs = [members_pb2.MemberSpec(member_id=name, role=ROLE) for name in self.members]
         spawn = members_pb2.SpawnMembersRequest(mob_id=MOB, specs=specs, request_id="spawn")
-        await self._recorded_admin.ask("SpawnMembers", spawn)
+        await self.recorded_admin.ask("SpawnMembers", spawn)
 
-    async def _caller(self, who: str) -> Caller:
+    async def caller(self, who: str) -> Caller:
         """Return a client whose every call and answer is taken down."""
-        return await self._stack.enter_async_context(Caller(who, self.to_callers.target, MOB, self.recorder))
+        return await self.stack.enter_async_context(Caller(who, self.to_callers.target, MOB, self.recorder))
 
-    async def _peer(self, mob_id: str = MOB) -> Peer:
-        return await self._stack.enter_async_context(Peer(self.to_callers.target, mob_id))
+    async def peer(self) -> Peer:
+        """Return a client of whom nothing is taken down."""
+        return await self.stack.enter_async_context(Peer(self.to_callers.target, MOB))
+
+    @property
+    @abstractmethod
+    def agents(self) -> Sequence[Agent]:
+        """All agents."""
+
+    def answered(self, count: int = 1) -> None:
+        """Take note that callers were answered."""
+        self.done += count
+        self.changes.tell()
+
+    async def more(self, count: int) -> None:
+        """Return when so many more calls were answered, or raise what ended a caller."""
+        enough = self.done + count
+        await self.changes.until(
+            lambda: self.done >= enough or any(task.done() for task in self.calls), f"{count} more answers", LIMIT_S
+        )
+        for task in self.calls:
+            if task.done():
+                task.result()
+
+    @asynccontextmanager
+    async def calls_of(
+        self, calls: Iterable[Coroutine[Any, Any, None]], enough: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        """Let callers call within the block; at its end tell them that it is enough, and await them."""
+        self.calls = [asyncio.create_task(call) for call in calls]
+        try:
+            yield
+            enough()
+            self.changes.tell()
+            await asyncio.gather(*self.calls)
+        finally:
+            for task in self.calls:
+                task.cancel()
+
+    async def caught_up(self) -> None:
+        """Return when what was interrupted is done."""
+        await asyncio.gather(*self._later)
+        self._later.clear()
 
     # What injections do.
 
@@ -181,43 +235,33 @@ class Stage:
         first = self.served
         settings = {name: value for name, value in first.settings.items() if name != "MOBD_LISTEN"}
         second = Served(self.folder / f"after-{first.port}", settings["MOBD_DATABASE_URL"], settings)
-        self.served = await self._stack.enter_async_context(second)
+        self.served = await self.stack.enter_async_context(second)
         for wire in (self.to_callers, self.to_agents):
             wire.port = second.port
             wire.cut()
 
-    def victim(self, draw: random.Random) -> AgentProcess:
+    def victim(self, draw: random.Random) -> Agent:
         """Return the agent with most at work, or any."""
-        busiest = max(self.agents, key=AgentProcess.in_flight)
+        busiest = max(self.agents, key=lambda agent: agent.in_flight())
         return busiest if busiest.in_flight() else draw.choice(self.agents)
 
-    # What must hold.
+    # What kinds of stages differ in.
 
-    async def all_ended(self) -> None:
-        """Return when every input that was ever sent has ended, and what was interrupted is done."""
-        await asyncio.gather(*self._later)
-        self._later.clear()
-        last = {member: names[-1] for member, names in self.load.sent.items() if names}
-        await asyncio.gather(*(self.admin.end_of(member, name, WAIT_S * 2) for member, name in last.items()))
+    @abstractmethod
+    async def populate(self) -> None:
+        """Start agents, callers and those who watch."""
 
+    @abstractmethod
+    def calling(self, draw: random.Random) -> AbstractAsyncContextManager[None]:
+        """Let callers call within the block; at its end nobody waits for an answer."""
+
+    @abstractmethod
     async def check(self) -> None:
-        """Check everything that was ever told on this stage against its log."""
-        log = await self.admin.log()
-        await self.watcher.reach(len(log))
-        ledger.check_gap_free(log)
-        ledger.check_consumed_once(log, self.load.acknowledged)
-        ledger.check_sent_order(log, self.load.sent)
-        ledger.check_runs(log)
-        ledger.check_order(log)
-        ledger.check_calls(log, [call for agent in self.agents for call in agent.calls()])
-        # It may have seen more already: of an agent whose grace has passed, say.
-        ledger.check_seen(log, self.watcher.seen[: len(log)])
+        """Let what the callers began come to its end, and check it."""
 
+    @abstractmethod
     async def judge(self) -> None:
-        """Judge the whole history of the stage: all that its callers did and saw, against the log at its end."""
-        await self._recorded_admin.finish(quiet=True)
-        verdicts = check(self.recorder)
-        assert not verdicts, told(verdicts)
+        """Judge the whole history of the stage: all that was done and seen, against the log at its end."""
 
 
 def stands_still(pid: int) -> bool:

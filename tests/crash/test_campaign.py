@@ -6,21 +6,24 @@ the word in their names. Without KILLS it is a dozen of those that are quick.
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, product
 
 import pytest
 from tests.crash.campaign import INJECTIONS, Table, fitting, inject, rotating
 from tests.crash.conftest import NewStage
 from tests.crash.injection import Injection
+from tests.crash.mixed import MixedStage
+from tests.crash.plain import PlainStage
+from tests.crash.stage import Stage
 from tests.support.processes import say
 from tests.support.settings import setting
 
 KILLS = int(setting("MOBD_TEST_KILLS") or 0)
 WORD = setting("MOBD_TEST_CRASH")
 QUICK = 6
-# A stage is used so often: then its log is so long that to check all of it takes a while.
-AT_A_STAGE = 8
-LIMIT_S = 110 + KILLS * 30
+LIMIT_S = 240 + KILLS * 30
+# What callers do on one stage after the other.
+KINDS: tuple[type[Stage], ...] = (PlainStage, MixedStage) if KILLS else (PlainStage,)
 # A few on each store, or all in one campaign.
 STORES = [("sqlite", "postgresql")] if KILLS else [("sqlite",), ("postgresql",)]
 
@@ -30,12 +33,12 @@ async def campaign(new_stage: NewStage, stores: Sequence[str], count: int, seed:
     draws = {store: random.Random(f"{seed}-{store}") for store in stores}
     orders: dict[str, Iterator[Injection]] = {}
     number = 0
-    for store in cycle(stores):
-        async with new_stage(store) as stage:
+    for kind, store in cycle(product(KINDS, stores)):
+        async with new_stage(store, kind) as stage:
             if store not in orders:
                 able = fitting(store, disk=stage.disk is not None, quick=not KILLS)
                 orders[store] = rotating([one for one in able if WORD in one.name], draws[store])
-            for _ in range(min(AT_A_STAGE, count - number)):
+            for _ in range(min(stage.uses, count - number)):
                 number += 1
                 await inject(stage, next(orders[store]), draws[store], table, number)
             await stage.judge()
