@@ -375,6 +375,17 @@ def test_a_destruction_gives_up_what_drains_for_a_completion() -> None:
     assert scene.mob.timers == []
 
 
+def test_a_member_that_drains_is_destroyed_and_does_not_leave_after_the_end() -> None:
+    scene = busy()
+    scene.do(c.RetireMember("a"))
+    answer = scene.do(c.DestroyMob(), DestroyAnswer)
+    assert isinstance(scene.events[-1], e.MobDestroyed)
+    assert [one.member_id for one in answer.outcomes] == ["a", "b", "l"]
+    again = scene.do(c.DestroyMob(), DestroyAnswer)
+    assert outcomes(again) == outcomes(answer)
+    assert state_bytes(scene.replayed()) == state_bytes(scene.mob)
+
+
 def test_members_that_were_destroyed_before_are_in_the_report_once() -> None:
     scene = Scene("a", "b")
     scene.put("a", "m1")

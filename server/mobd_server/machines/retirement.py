@@ -197,7 +197,8 @@ def finish(d: Draft, *, everything: bool = False) -> None:
     What does not fit follows in a decision of its own.
     """
     mob = d.mob
-    if not mob.draining or mob.pending == "destroy":
+    # Whoever is destroyed with the mob stays in its report.
+    if not mob.draining or mob.pending == "destroy" or mob.phase == "destroyed":
         return
     for member_id in sorted(mob.draining) if everything else _touched(d):
         member = mob.members.get(member_id)
