@@ -360,7 +360,7 @@ async def test_a_full_journal_refuses_before_it_decides_but_keeps_room() -> None
     with pytest.raises(JournalFull):
         await soon(actor.ask(deliver("one more"), ANYBODY))
     assert actor.mob.head == head
-    kept = asyncio.create_task(actor.ask(deliver("kept"), ANYBODY, kept=True))
+    kept = asyncio.ensure_future(actor.ask(deliver("kept"), ANYBODY, kept=True))
     await ticks()
     assert actor.mob.head == head + 1
     world.writer.open = True

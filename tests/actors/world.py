@@ -149,9 +149,9 @@ async def soon(awaited: Awaitable[T]) -> T:
     return await asyncio.wait_for(awaited, 10)
 
 
-def asking(actor: MobActor, command: c.Command, call: Call = ANYBODY) -> "asyncio.Task[Reply]":
-    """Ask in a task of its own."""
-    return asyncio.create_task(actor.ask(command, call))
+def asking(actor: MobActor, command: c.Command, call: Call = ANYBODY) -> "asyncio.Future[Reply]":
+    """Ask now, and let the answer come in its time."""
+    return actor.ask(command, call)
 
 
 def noting(told: list[object], name: str) -> Callable[[Reply], None]:

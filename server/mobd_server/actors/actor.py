@@ -151,14 +151,13 @@ class MobActor:
             reply = partial(self._replay, ANSWER_TYPES[type(command)], decided.replay_seq, reply)
         self._hold(reply, Reply(decided.answer, None, mob.head, append=append, would=decided.would), decided.reactions)
 
-    async def ask(self, command: Command, call: Call, kept: bool = False) -> Reply:
-        """Return the reply to `command`, or raise its error. To cancel this does not undo the decision."""
+    def ask(self, command: Command, call: Call, kept: bool = False) -> asyncio.Future[Reply]:
+        """Decide `command` in this tick; return what has the reply, or raises its error, when all that it was computed
+        from is durable. To cancel that does not undo the decision.
+        """
         future: asyncio.Future[Reply] = self._links.loop.create_future()
-        self.submit(command, call, partial(resolve, future), kept)
-        reply = await future
-        if reply.error is not None:
-            raise reply.error
-        return reply
+        self.submit(command, call, partial(_answer, future), kept)
+        return future
 
     async def read(self, view: Callable[[Mob], T]) -> T:
         """Return what `view` makes of the state now, or raise what it raises, when that state is durable.
@@ -321,6 +320,18 @@ class MobActor:
         else:
             links = self._links
             links.spawn(replay(links.store, self._ids, self.mob_id, seq, kind, reply))
+
+
+def _answer(future: asyncio.Future[Reply], reply: Reply) -> None:
+    """Give a reply to whoever waits for `future`, if it is still there: an error is raised there."""
+    if future.done():
+        return
+    if reply.error is None:
+        future.set_result(reply)
+    else:
+        future.set_exception(reply.error)
+        # It is taken: who waits may be gone before it hears of it, which is nothing to complain of.
+        future.exception()
 
 
 def resolve(future: asyncio.Future[Reply], reply: Reply) -> None:

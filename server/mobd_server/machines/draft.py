@@ -66,25 +66,27 @@ class Draft:
             raise DecisionTooLarge(
                 f"one command may append at most {MAX_EVENTS} events or {MAX_BYTES} bytes: send it in parts"
             )
-        context = self.context
+        context, mob = self.context, self.mob
+        seq = mob.head + 1
         record = Record(
-            seq=self.mob.head + 1,
-            at=context.now,
-            kind=event.kind,
-            v=event.v,
-            member_id=member_id,
-            run_id=run_id,
-            request_id=None,
-            request_hash=None,
-            answer=None,
-            principal=context.principal,
-            traceparent=context.traceparent,
-            payload=payload.decode(),
-            event=event,
+            seq,
+            context.now,
+            event.kind,
+            event.v,
+            member_id,
+            run_id,
+            # The request, its hash and its answer are those of the last event of a decision.
+            None,
+            None,
+            None,
+            context.principal,
+            context.traceparent,
+            payload.decode(),
+            event,
         )
-        self._evolve(self.mob, self.undo, record)
+        self._evolve(mob, self.undo, record)
         self.records.append(record)
-        return record.seq
+        return seq
 
     def react(self, reaction: Reaction) -> None:
         """Release `reaction` when this decision is durable."""

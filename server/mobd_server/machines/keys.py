@@ -7,6 +7,7 @@ beside it. Which of the two it is follows from the number alone, so that the sam
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Final
@@ -48,8 +49,12 @@ class Dedupe(Struct, frozen=True, gc=False):
     end_at: int = 0
 
 
+@lru_cache(maxsize=256)
 def input_key(input_id: str) -> str:
-    """Return the key (96 bits, hexadecimal) under which a caller's input_id is remembered."""
+    """Return the key (96 bits, hexadecimal) under which a caller's input_id is remembered.
+
+    A decision asks for it before it is made and when it is applied.
+    """
     return blake2b(input_id.encode(), digest_size=_KEY).hexdigest()
 
 

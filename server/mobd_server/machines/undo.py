@@ -38,19 +38,19 @@ class Undo:
 
     def __init__(self) -> None:
         self._log: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        # Parts are told apart by identity; the log keeps them alive, so that no identity is used twice.
-        self._touched: set[int] = set()
+        # Parts are told apart by identity; they are kept alive, so that no identity is used twice.
+        self._touched: dict[int, Struct] = {}
 
     def touch(self, part: Struct) -> None:
         """Remember `part` as it is; call before the first assignment to one of its fields."""
         if id(part) not in self._touched:
-            self._touched.add(id(part))
+            self._touched[id(part)] = part
             before = part.__copy__()  # type: ignore[attr-defined]  # msgspec has it and its stubs do not
             self._log.append((_restore, (part, before)))
 
     def touched(self, kind: type[T]) -> list[T]:
         """Return the parts of a type that were touched, each once, in the order of their first touches."""
-        return [what[0] for inverse, what in self._log if inverse is _restore and type(what[0]) is kind]
+        return [part for part in self._touched.values() if type(part) is kind]
 
     def put(self, container: dict[K, V], key: K, value: V) -> None:
         """Set `container[key]`."""

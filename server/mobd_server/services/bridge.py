@@ -1,6 +1,6 @@
 """Delivering inputs to members, following what becomes of them, and ending runs and runtimes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from itertools import islice
 from typing import Final, cast
 
@@ -75,13 +75,13 @@ class Bridge:
         self._hub = hub
         self._clock = clock
 
-    async def deliver(self, mob_id: str, command: Deliver, call: Call) -> Reply:
+    def deliver(self, mob_id: str, command: Deliver, call: Call) -> Awaitable[Reply]:
         """Deliver one input; answers a Delivered that is no UnknownMember."""
-        return await self._ask(mob_id, command, call)
+        return self._ask(mob_id, command, call)
 
-    async def deliver_batch(self, mob_id: str, command: DeliverBatch, call: Call) -> Reply:
+    def deliver_batch(self, mob_id: str, command: DeliverBatch, call: Call) -> Awaitable[Reply]:
         """Deliver several inputs in one decision; answers a BatchDelivered."""
-        return await self._ask(mob_id, command, call)
+        return self._ask(mob_id, command, call)
 
     async def observe(self, mob_id: str, member_id: str, fence: Fence) -> Observed:
         """Return the state of a member's runtime. Raises StaleFence if another incarnation is meant."""
@@ -199,9 +199,12 @@ class Bridge:
         finally:
             watch.close()
 
-    async def _ask(self, mob_id: str, command: Command, call: Call) -> Reply:
-        actor = self._registry.get(mob_id) or await self._registry.load(mob_id)
-        return await actor.ask(command, call)
+    def _ask(self, mob_id: str, command: Command, call: Call) -> Awaitable[Reply]:
+        actor = self._registry.get(mob_id)
+        return actor.ask(command, call) if actor is not None else self._load_and_ask(mob_id, command, call)
+
+    async def _load_and_ask(self, mob_id: str, command: Command, call: Call) -> Reply:
+        return await (await self._registry.load(mob_id)).ask(command, call)
 
     async def _require_run(self, mob_id: str, member_id: str, run_id: str | None, reply: Reply) -> None:
         """Tell a run of the member that has ended from one that never was: its row is durable with its end."""

@@ -60,14 +60,17 @@ def content_from(content: common_pb2.Content) -> Raw:
     """Return content as canonical JSON. A JSON block stays as it was written, but for the space around it."""
     blocks = content.blocks
     if len(blocks) == 1:
+        # As it nearly always is: to go through a repeated field of messages ends with an exception.
         return Raw(_encode([_block_from(blocks[0])]))
     return Raw(_encode([_block_from(block) for block in blocks]))
 
 
 def _block_from(block: common_pb2.Block) -> dict[str, object]:
+    if text := block.text:
+        return {"text": text}
     kind = block.WhichOneof("block")
     if kind == "text":
-        return {"text": block.text}
+        return {"text": ""}
     if kind == "value_json":
         return {"json": json_from(block.value_json)}
     return {"image": {"media_type": block.image.media_type, "data": block.image.data}}

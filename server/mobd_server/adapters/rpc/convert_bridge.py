@@ -67,12 +67,14 @@ def deliver_from(request: AnyDelivery) -> Deliver:
     command = Deliver(request.member_id, request.input_id, content_from(request.content))
     if request.HasField("fence"):
         command.generation, command.fence_token = fence_from(request)
-    if request.handling_mode:
-        command.handling_mode = LANE_NAMES[request.handling_mode]
+    if mode := request.handling_mode:
+        command.handling_mode = LANE_NAMES[mode]
     if request.HasField("wake"):
         command.wake = request.wake
-    command.supersession_key = request.supersession_key or None
-    command.correlation_id = request.correlation_id or None
+    if key := request.supersession_key:
+        command.supersession_key = key
+    if key := request.correlation_id:
+        command.correlation_id = key
     if request.WhichOneof("form") is not None:
         _form(command, request)
     return command
@@ -114,7 +116,8 @@ def deliver_to(reply: Reply, hub: Presences, mob_id: str) -> bridge_pb2.DeliverR
     """Return what became of one delivery."""
     answer = reply.answer
     if isinstance(answer, Accepted):
-        response = bridge_pb2.DeliverResponse(accepted=_accepted(answer, hub, mob_id))
+        response = bridge_pb2.DeliverResponse()
+        _accepted(response.accepted, answer, hub, mob_id)
         if reply.would:
             response.would_append.extend(would_append(reply.would))
         return response
@@ -128,7 +131,9 @@ def deliver_to(reply: Reply, hub: Presences, mob_id: str) -> bridge_pb2.DeliverR
 def outcome_to(answer: Delivered, hub: Presences, mob_id: str) -> bridge_pb2.DeliveryOutcome:
     """Return what became of one delivery of a batch."""
     if isinstance(answer, Accepted):
-        return bridge_pb2.DeliveryOutcome(accepted=_accepted(answer, hub, mob_id))
+        outcome = bridge_pb2.DeliveryOutcome()
+        _accepted(outcome.accepted, answer, hub, mob_id)
+        return outcome
     if isinstance(answer, Deduplicated):
         return bridge_pb2.DeliveryOutcome(deduplicated=_deduplicated(answer))
     if isinstance(answer, Rejected):
@@ -136,13 +141,12 @@ def outcome_to(answer: Delivered, hub: Presences, mob_id: str) -> bridge_pb2.Del
     return bridge_pb2.DeliveryOutcome(member_not_found=bridge_pb2.MemberNotFound(member_id=answer.member_id))
 
 
-def _accepted(answer: Accepted, hub: Presences, mob_id: str) -> bridge_pb2.DeliveryAccepted:
-    return bridge_pb2.DeliveryAccepted(
-        input_id=answer.input_id,
-        canonical_input_id=answer.canonical_input_id,
-        executor=connectivity(hub, mob_id, answer.attachment_id),
-        cursor=answer.seq,
-    )
+def _accepted(to: bridge_pb2.DeliveryAccepted, answer: Accepted, hub: Presences, mob_id: str) -> None:
+    # Assigned one by one: to make a message with all of its fields at once takes four times as long.
+    to.input_id = answer.input_id
+    to.canonical_input_id = answer.canonical_input_id
+    to.executor = connectivity(hub, mob_id, answer.attachment_id)
+    to.cursor = answer.seq
 
 
 def _deduplicated(answer: Deduplicated) -> bridge_pb2.DeliveryDeduplicated:

@@ -22,10 +22,6 @@ from mobd_server.services import json_text
 Found = list[Violation] | None
 Check = Callable[[Any], Found]
 Rules = validate_pb2.FieldRules
-Get = Callable[[Any], Any]
-Name = tuple[str, Get, Callable[[str], object], Check]
-Plain = tuple[str, Get, Check]
-Present = tuple[str, Get, Check, bool]
 
 MAX_CONTENT_BYTES: Final = 262_144
 MAX_SPECS_BYTES: Final = 3 << 20
@@ -36,8 +32,6 @@ _ID_SHAPE = f"(?!{RESERVED_PREFIX}){ID_PATTERN.removeprefix('^').removesuffix('$
 _KEY_SHAPE = "[!-~]{1,128}"
 _ID = re.compile(_ID_SHAPE).fullmatch
 _KEY = re.compile(_KEY_SHAPE).fullmatch
-_ID_OR_UNSET = re.compile(f"(?:{_ID_SHAPE})?").fullmatch
-_KEY_OR_UNSET = re.compile(f"(?:{_KEY_SHAPE})?").fullmatch
 _NO_RULES = Rules()
 _MAX_TIMESTAMP_S = 253_402_300_799
 _MIN_TIMESTAMP_S = -62_135_596_800
@@ -80,58 +74,95 @@ def _under(prefix: str, found: list[Violation]) -> list[Violation]:
 
 
 def _message(descriptor: Descriptor) -> Check:
-    """Compile a message: names, other plain fields, fields with presence, and oneofs."""
-    # Names are most of what a request holds: they are matched without a Python call, and looked at again if they fail.
-    names: list[Name] = []
-    plain: list[Plain] = []
-    present: list[Present] = []
+    """Compile a message into one function: nearly all that it does for a good one is to read its fields."""
+    source = Source()
     for field in descriptor.fields:
-        oneof = field.containing_oneof
-        if oneof is not None and len(oneof.fields) > 1:
+        if field.containing_oneof is not None and len(field.containing_oneof.fields) > 1:
             continue
         rules = rules_of(field) or _NO_RULES
-        get = attrgetter(field.name)
         if field.has_presence:
-            present.append((field.name, get, _value(field, rules), rules.required))
-        elif (match := _match(field, rules)) is not None:
-            names.append((field.name, get, match, _unset_or(field, rules)))
+            source.present(field.name, _value(field, rules), required=rules.required)
+        elif is_map(field):
+            source.plain(field.name, _map(field, rules), optional=False)
+        elif is_repeated(field):
+            source.plain(field.name, _repeated(field, rules), optional=False)
         else:
-            plain.append((field.name, get, _unset_or(field, rules)))
-    choices = [_choice(oneof) for oneof in descriptor.oneofs if len(oneof.fields) > 1]
-    return _all(names, plain, present, choices)
+            # A zero value means that it was not given.
+            optional = not (rules.required or rules.HasField("gte") or field.type == FieldDescriptor.TYPE_BOOL)
+            source.plain(field.name, _value(field, rules), _match(rules), optional=optional)
+    for oneof in descriptor.oneofs:
+        if len(oneof.fields) > 1:
+            source.choice(_choice(oneof))
+    return source.compiled(descriptor.full_name)
 
 
-def _all(names: list[Name], plain: list[Plain], present: list[Present], choices: list[Check]) -> Check:
-    def check(message: Message) -> Found:
-        bad: list[Violation] = []
-        for name, get, match, rule in names:
-            if not match(get(message)):
-                bad += _under(name, rule(get(message)) or [])
-        for name, get, rule in plain:
-            if (found := rule(get(message))) is not None:
-                bad += _under(name, found)
-        for name, get, rule, required in present:
-            if message.HasField(name):
-                if (found := rule(get(message))) is not None:
-                    bad += _under(name, found)
-            elif required:
-                bad.append(Violation(name, "must be given", "REQUIRED"))
-        for rule in choices:
-            if (found := rule(message)) is not None:
-                bad += found
-        return bad or None
+class Source:
+    """The text of a check, with what its names stand for. Of the protocol it holds names of fields and nothing else."""
 
-    return check
+    def __init__(self) -> None:
+        self._lines = ["def check(message):", "    bad = None"]
+        self._names: dict[str, Any] = {"grown": _grown}
+
+    def _name(self, thing: object) -> str:
+        name = f"_{len(self._names)}"
+        self._names[name] = thing
+        return name
+
+    def _add(self, *lines: str) -> None:
+        self._lines += [f"    {line}" for line in lines]
+
+    def plain(self, field: str, rule: Check, match: Callable[[str], object] | None = None, *, optional: bool) -> None:
+        """A field without presence, which may be `optional`. What matches `match` is right without being looked at."""
+        if rule is _nothing:
+            return
+        conditions = ["value"] if optional else []
+        if match is not None:
+            conditions.append(f"not {self._name(match)}(value)")
+        self._add(f"value = message.{field}")
+        if conditions:
+            self._add(f"if {' and '.join(conditions)}:")
+        self._found(f"{self._name(rule)}(value)", field, "    " if conditions else "")
+
+    def present(self, field: str, rule: Check, *, required: bool) -> None:
+        """A field with presence."""
+        if rule is not _nothing:
+            self._add(f"if message.HasField({field!r}):")
+            self._found(f"{self._name(rule)}(message.{field})", field, "    ")
+        if required:
+            self._add(f"if not message.HasField({field!r}):")
+            self._found(f"{self._name(_unset)}()", field, "    ")
+
+    def choice(self, rule: Check) -> None:
+        """A oneof, whose check names its arms."""
+        self._found(f"{self._name(rule)}(message)", "")
+
+    def _found(self, call: str, field: str, indent: str = "") -> None:
+        self._add(
+            f"{indent}found = {call}",
+            f"{indent}if found is not None:",
+            f"{indent}    bad = grown(bad, {field!r}, found)",
+        )
+
+    def compiled(self, name: str) -> Check:
+        """Return the check of the message called `name`."""
+        text = "\n".join([*self._lines, "    return bad"])
+        exec(compile(text, f"<check of {name}>", "exec"), self._names)  # noqa: S102 names of fields are all it holds
+        check: Check = self._names["check"]
+        return check
 
 
-def _match(field: FieldDescriptor, rules: Rules) -> Callable[[str], object] | None:
-    if is_repeated(field) or rules.max_bytes:
-        return None
-    if rules.format == validate_pb2.STRING_FORMAT_ID:
-        return _ID if rules.required else _ID_OR_UNSET
-    if rules.format == validate_pb2.STRING_FORMAT_KEY:
-        return _KEY if rules.required else _KEY_OR_UNSET
-    return None
+def _grown(bad: Found, prefix: str, found: Found) -> Found:
+    return bad if found is None else [*(bad or ()), *(_under(prefix, found) if prefix else found)]
+
+
+def _unset() -> list[Violation]:
+    return _one("must be given", "REQUIRED")
+
+
+def _match(rules: Rules) -> Callable[[str], object] | None:
+    if rules.format == validate_pb2.STRING_FORMAT_ID and not rules.max_bytes:
+        return _ID
+    return _KEY if rules.format == validate_pb2.STRING_FORMAT_KEY and not rules.max_bytes else None
 
 
 def _choice(oneof: Any) -> Check:
@@ -149,22 +180,6 @@ def _choice(oneof: Any) -> Check:
         return None if found is None else _under(arm, found)
 
     return check
-
-
-def _unset_or(field: FieldDescriptor, rules: Rules) -> Check:
-    """A field without presence: its zero value means that it was not given."""
-    if is_map(field):
-        return _map(field, rules)
-    if is_repeated(field):
-        return _repeated(field, rules)
-    check = _value(field, rules)
-    if rules.required or rules.HasField("gte") or field.type == FieldDescriptor.TYPE_BOOL:
-        return check
-
-    def optional(value: Any) -> Found:
-        return check(value) if value else None
-
-    return optional
 
 
 def _value(field: FieldDescriptor, rules: Rules) -> Check:
