@@ -32,6 +32,10 @@ class FailingLane:
         # The mobs of each transaction that was tried.
         self.tried: list[list[str]] = []
 
+    @property
+    def waits(self) -> bool:
+        return self._inner.waits
+
     def _meet(self, point: str) -> None:
         if self._faults.get(point):
             raise self._faults[point].pop(0)
@@ -73,43 +77,63 @@ def broken(engine: Engine) -> Exception:
     return psycopg.OperationalError("server closed the connection unexpectedly")
 
 
-async def attempt(sql: Backend, faults: dict[str, list[Exception]]) -> tuple[Result, int]:
-    """Commit one delivery with faults; return its result and how many deliveries the store then holds."""
+async def attempt(
+    sql: Backend, faults: dict[str, list[Exception]], *, open_before: bool, retry_s: float = WAIT_S
+) -> tuple[Result, int]:
+    """Commit one delivery with faults; return its result and how many deliveries the store then holds.
+
+    With `open_before` its lane is open when it comes, so that one that waits for nobody is written on the loop.
+    """
     assert sql.engine is not None
     author = Author("m")
     await sql.fates(*author.create("a"))
-    opened: Callable[[Engine], Lane] = lambda engine: FailingLane(lane_for(engine), faults)  # noqa: E731 - a value
-    with closing(SqlWriter(sql.engine, 0.3, opened)) as writer:
+    armed: dict[str, list[Exception]] = {}
+    opened: Callable[[Engine], Lane] = lambda engine: FailingLane(lane_for(engine), armed)  # noqa: E731 - a value
+    with closing(SqlWriter(sql.engine, retry_s, opened)) as writer:
+        if open_before:
+            other = Author("other")
+            assert {result.fate for result in await commit(writer, other.create("a"))} == {"committed"}
+        armed.update(faults)
         (result,) = await commit(writer, [author.deliver("a", "i")])
     kinds = [record.kind for record in await sql.store.read_events("m", 0, 100)]
     return result, kinds.count("input_accepted")
 
 
+@pytest.mark.parametrize("open_before", [False, True])
 @pytest.mark.parametrize("point", ["before_append", "after_append", "before_commit"])
-async def test_what_certainly_was_not_committed_is_tried_again(sql: Backend, point: str) -> None:
+async def test_what_certainly_was_not_committed_is_tried_again(sql: Backend, point: str, *, open_before: bool) -> None:
     assert sql.engine is not None
-    result, held = await attempt(sql, {point: [busy(sql.engine), busy(sql.engine)]})
+    result, held = await attempt(sql, {point: [busy(sql.engine), busy(sql.engine)]}, open_before=open_before)
     assert (result.fate, held) == ("committed", 1)
 
 
+@pytest.mark.parametrize("open_before", [False, True])
 @pytest.mark.parametrize("point", ["before_append", "after_append"])
-async def test_a_connection_that_breaks_before_the_commit_is_replaced(sql: Backend, point: str) -> None:
+async def test_a_connection_that_breaks_before_the_commit_is_replaced(
+    sql: Backend, point: str, *, open_before: bool
+) -> None:
     assert sql.engine is not None
-    result, held = await attempt(sql, {point: [broken(sql.engine)]})
+    result, held = await attempt(sql, {point: [broken(sql.engine)]}, open_before=open_before)
     assert (result.fate, held) == ("committed", 1)
 
 
-async def test_what_is_tried_in_vain_is_aborted_and_not_there(sql: Backend) -> None:
+@pytest.mark.parametrize("open_before", [False, True])
+async def test_what_is_tried_in_vain_is_aborted_and_not_there(sql: Backend, *, open_before: bool) -> None:
     assert sql.engine is not None
-    result, held = await attempt(sql, {"before_append": [broken(sql.engine) for _ in range(1_000)]})
+    result, held = await attempt(
+        sql, {"before_append": [broken(sql.engine) for _ in range(1_000)]}, open_before=open_before, retry_s=0.3
+    )
     assert (result.fate, held) == ("aborted", 0)
     assert result.error
 
 
+@pytest.mark.parametrize("open_before", [False, True])
 @pytest.mark.parametrize(("point", "there"), [("before_commit", 0), ("after_commit", 1)])
-async def test_a_commit_that_breaks_is_unknown_whether_it_is_there_or_not(sql: Backend, point: str, there: int) -> None:
+async def test_a_commit_that_breaks_is_unknown_whether_it_is_there_or_not(
+    sql: Backend, point: str, there: int, *, open_before: bool
+) -> None:
     assert sql.engine is not None
-    result, held = await attempt(sql, {point: [broken(sql.engine)]})
+    result, held = await attempt(sql, {point: [broken(sql.engine)]}, open_before=open_before)
     assert (result.fate, held) == ("unknown", there)
 
 

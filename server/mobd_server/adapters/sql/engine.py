@@ -14,6 +14,8 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import ArgumentError
 
 BUSY_MS: Final = 5_000
+# More than the append path has texts.
+CACHED_STATEMENTS: Final = 512
 # Long enough for a large group, short enough that a frozen server can't keep another from its mobs.
 POSTGRES_OPTIONS: Final = {
     "idle_in_transaction_session_timeout": "10s",
@@ -62,7 +64,11 @@ def open_engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         engine = create_engine(
             url,
-            connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False},
+            connect_args={
+                "timeout": BUSY_MS / 1000,
+                "check_same_thread": False,
+                "cached_statements": CACHED_STATEMENTS,
+            },
             execution_options={_TURNS: Turns()},
         )
         event.listen(engine, "connect", _set_up_sqlite)
@@ -93,6 +99,17 @@ class Turns:
     def __init__(self) -> None:
         self._lock = Lock()
 
+    def take_now(self) -> AbstractContextManager[None] | None:
+        """Take a turn if nobody has it: return what gives it back at its exit, which may be on another thread."""
+        return self._held() if self._lock.acquire(blocking=False) else None
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     @contextmanager
     def take(self) -> Iterator[None]:
         """Take a turn."""
@@ -108,6 +125,12 @@ def turn(engine: Engine) -> AbstractContextManager[None]:
     """Return the next turn to write to an engine; writers to PostgreSQL need not wait for one another."""
     turns = engine.get_execution_options().get(_TURNS)
     return turns.take() if isinstance(turns, Turns) else nullcontext()
+
+
+def turn_now(engine: Engine) -> AbstractContextManager[None] | None:
+    """Return a turn that was taken without waiting, or None if another writer has it."""
+    turns = engine.get_execution_options().get(_TURNS)
+    return turns.take_now() if isinstance(turns, Turns) else nullcontext()
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import psycopg
@@ -41,6 +42,10 @@ class Trouble(Struct, gc=False):
 class Lane(Protocol):
     """A connection that appends."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether `append` waits for others: for a network, or for a lock."""
+
     def append(self, spans: "Sequence[Span]") -> set[int]:
         """Begin, write all that is not fenced, and return the places of the spans that were."""
 
@@ -60,15 +65,22 @@ def _insert(table: str, columns: Sequence[str], rows: int) -> str:
 
 
 class SqliteLane:
-    """Multi-row INSERTs of 2^k rows: few texts, so that every statement stays prepared."""
+    """Multi-row INSERTs, each of as many rows as there are up to BLOCK, so that every statement stays prepared.
 
-    # The largest power of two whose binds stay below SQLite's limit of 32,766.
-    BLOCK: Final = 1_024
+    Few statements matter more than short ones: at each of them a thread lets go of the interpreter and has to get hold
+    of it again, which costs more than what SQLite does. A database that another has locked is not waited for here.
+    """
+
+    BLOCK: Final = 64
+
+    waits: Final = False
 
     def __init__(self, engine: Engine) -> None:
         self._pooled = engine.raw_connection()
         connection = self._pooled.driver_connection
         assert isinstance(connection, sqlite3.Connection)
+        connection.execute("PRAGMA busy_timeout=0")
+        self._connection = connection
         self._cursor = connection.cursor()
         self._texts: dict[tuple[str, int], str] = {}
 
@@ -104,24 +116,22 @@ class SqliteLane:
         return fenced
 
     def _rows(self, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-        at, left, size = 0, len(rows), self.BLOCK
-        while left:
-            while size > left:
-                size >>= 1
+        for at in range(0, len(rows), self.BLOCK):
+            block = rows[at : at + self.BLOCK]
+            size = len(block)
             text = self._texts.get((table, size))
             if text is None:
                 text = self._texts[table, size] = _insert(table, columns, size)
-            self._cursor.execute(text, [value for row in rows[at : at + size] for value in row])
-            at += size
-            left -= size
+            self._cursor.execute(text, list(chain.from_iterable(block)))
 
     def commit(self) -> None:
-        self._cursor.execute("COMMIT")
+        # Not as a statement: the driver's own lets go of the interpreter once.
+        self._connection.commit()
 
     def sort(self, error: Exception, *, committing: bool) -> Trouble:
         text = f"{type(error).__name__}: {error}"
         try:
-            if self._cursor.connection.in_transaction:
+            if self._connection.in_transaction:
                 self._cursor.execute("ROLLBACK")
         except sqlite3.Error:
             return Trouble("unknown", text)
@@ -211,6 +221,8 @@ _OPERATION: Final = _unnest("operations", _OPERATIONS) + OPERATION_UPSERT.encode
 
 class PostgresLane:
     """The fence and the events in one statement of arrays with binary binds."""
+
+    waits: Final = True
 
     # Certainly not committed, even if COMMIT says so: serialization, deadlock, lock or statement timeout, shutdown, too
     # many connections.

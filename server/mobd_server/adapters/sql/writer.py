@@ -1,5 +1,7 @@
-"""The one thread that writes. Each group is one transaction; who may write is decided inside it.
+"""The one thread that commits. Each group is one transaction; who may write is decided inside it.
 
+Where nothing has to be waited for, a group is written on the loop, and the thread has only its commit to do: between
+two threads that both want the interpreter, each statement costs more than on one (docs/decisions/0019).
 SQLAlchemy owns the engine and the connection; the statements of the append path run on that connection's driver cursor.
 A group that can't be stored for what is in it is repeated span by span, and the failing span decision by decision, so
 that only the offender and what its mob decided after it are lost.
@@ -10,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from typing import Final
 
 from msgspec import Struct
@@ -17,7 +20,7 @@ from sqlalchemy import delete, insert
 from sqlalchemy.engine import Engine
 
 from mobd_server.adapters.sql import snapshots
-from mobd_server.adapters.sql.engine import turn
+from mobd_server.adapters.sql.engine import turn, turn_now
 from mobd_server.adapters.sql.lanes import Lane, Trouble, lane_for
 from mobd_server.adapters.sql.tables import sessions
 from mobd_server.faults import ARMED, reach
@@ -26,6 +29,8 @@ from mobd_server.ports import Result, Snapshot
 
 RETRY_S: Final = 5.0
 PAUSE_S: Final = 0.05
+# As much as is written in less than a millisecond.
+QUICK_ROWS: Final = 128
 
 _COMMITTED: Final = Result("committed")
 # No id is empty, so this row is nobody's.
@@ -43,6 +48,13 @@ class Span(Struct, gc=False):
     places: list[int]
     # One of its appends does not follow from the one before it: none of them is stored.
     broken: bool = False
+
+
+class Begun(Struct):
+    """A group that is written and not committed."""
+
+    fenced: set[int]
+    turn: ExitStack
 
 
 def spans_of(group: Sequence[Append], places: Sequence[int]) -> list[Span]:
@@ -76,22 +88,25 @@ class SqlWriter:
         self._retry_s = retry_s
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lane: Lane | None = None
+        # Jobs that the loop has not heard of again. While there are none, the thread does nothing.
+        self._open_jobs = 0
         self._thread = threading.Thread(target=self._run, name="mobd-journal", daemon=True)
         self._thread.start()
 
     def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
         """Commit `group` in one transaction and call `done` on the loop with one result for each append."""
-        self._jobs.put(lambda: self._tell(done, self._commit_or_fail(group)))
+        begun = self._begin(group) if not self._open_jobs else None
+        self._put(done, lambda: self._commit_or_fail(group, begun))
 
     def probe(self, done: Callable[[bool], None]) -> None:
         """Try the store with a new connection and call `done` on the loop with whether it answers."""
-        self._jobs.put(lambda: self._tell(done, self._answers()))
+        self._put(done, self._answers)
 
     def write_snapshot(
         self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int, done: Callable[[str], None]
     ) -> None:
         """Store a snapshot and call `done` on the loop with why it was not stored, or with ""."""
-        self._jobs.put(lambda: self._tell(done, self._keep(mob_id, log_id, snapshot, spacing)))
+        self._put(done, lambda: self._keep(mob_id, log_id, snapshot, spacing))
 
     def close(self) -> None:
         """Wait for what is in flight and release the connection."""
@@ -103,16 +118,43 @@ class SqlWriter:
         while (job := self._jobs.get()) is not None:
             job()
 
-    def _tell(self, done: Callable[..., None], outcome: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(done, outcome)
-        except RuntimeError:
-            # The loop is closed: nobody waits any more.
-            return
+    def _put(self, done: Callable[..., None], work: Callable[[], object]) -> None:
+        def job() -> None:
+            outcome = work()
+            # When the loop is closed nobody waits any more.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(told, outcome)
 
-    def _commit_or_fail(self, group: Sequence[Append]) -> list[Result]:
+        def told(outcome: object) -> None:
+            self._open_jobs -= 1
+            done(outcome)
+
+        self._open_jobs += 1
+        self._jobs.put(job)
+
+    def _begin(self, group: Sequence[Append]) -> Begun | None:
+        """Write `group` on the loop, if that waits for nobody. What fails is tried again on the thread, from the start.
+
+        The thread is idle, so the lane is this one's until the commit is handed over.
+        """
+        lane = self._lane
+        if lane is None or lane.waits or sum(len(one.records) + len(one.messages) for one in group) > QUICK_ROWS:
+            return None
+        held = turn_now(self._engine)
+        if held is None:
+            return None
+        with ExitStack() as stack:
+            stack.enter_context(held)
+            try:
+                fenced = lane.append(spans_of(group, range(len(group))))
+            except Exception as error:  # noqa: BLE001 - the thread meets it again, and says what it means
+                lane.sort(error, committing=False)
+                return None
+            return Begun(fenced, stack.pop_all())
+
+    def _commit_or_fail(self, group: Sequence[Append], begun: Begun | None = None) -> list[Result]:
         try:
-            results = self.commit(group)
+            results = self.commit(group, begun)
             if ARMED:
                 reach("after_commit")
             return results
@@ -120,10 +162,10 @@ class SqlWriter:
             self._discard()
             return [Result("unknown", f"{type(error).__name__}: {error}")] * len(group)
 
-    def commit(self, group: Sequence[Append]) -> list[Result]:
-        """Commit `group` and return what became of each append. Runs on the thread."""
+    def commit(self, group: Sequence[Append], begun: Begun | None = None) -> list[Result]:
+        """Commit `group`, which may have begun, and return what became of each append. Runs on the thread."""
         results: list[Result | None] = [None] * len(group)
-        trouble = self._commit_spans(spans_of(group, range(len(group))), results)
+        trouble = self._commit_spans(spans_of(group, range(len(group))), results, begun)
         if trouble is not None and trouble.kind == "poison":
             self._repeat(group, results)
         elif trouble is not None:
@@ -165,25 +207,28 @@ class SqlWriter:
             return None
         return None
 
-    def _commit_spans(self, spans: list[Span], results: list[Result | None]) -> Trouble | None:
+    def _commit_spans(
+        self, spans: list[Span], results: list[Result | None], begun: Begun | None = None
+    ) -> Trouble | None:
         """Commit spans in one transaction, again while the store says that it certainly did not."""
         deadline = time.monotonic() + self._retry_s
         while True:
-            trouble = self._try(spans, results)
+            trouble = self._try(spans, results, begun)
+            begun = None
             if trouble is None or trouble.kind != "retry":
                 return trouble
             if time.monotonic() >= deadline:
                 return trouble
             time.sleep(PAUSE_S)
 
-    def _try(self, spans: list[Span], results: list[Result | None]) -> Trouble | None:
+    def _try(self, spans: list[Span], results: list[Result | None], begun: Begun | None) -> Trouble | None:
         committing = False
         lane = self._lane
         try:
             if lane is None:
                 lane = self._lane = self._open_lane(self._engine)
-            with turn(self._engine):
-                fenced = lane.append(spans)
+            with turn(self._engine) if begun is None else begun.turn:
+                fenced = lane.append(spans) if begun is None else begun.fenced
                 if ARMED:
                     reach("before_commit")
                 committing = True
