@@ -62,8 +62,10 @@ def has_work(member: Member) -> bool:
 def _driven(member: Member, inputs: list[Input] | None) -> bool:
     if not inputs:
         return False
+    if member.state == "retired":
+        return True
     # The first nearly always does.
-    if inputs[0].drives or member.state == "retired":
+    if inputs[0].drives:
         return True
     return any(one.drives for one in inputs)
 
