@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 log: Final = logging.getLogger(__name__)
 
-PAGE_EVENTS: Final = 2_000
+PAGE_EVENTS: Final = 500
 # What is folded in one go: others wait as long.
 STEP_EVENTS: Final = 100
 
