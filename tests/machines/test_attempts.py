@@ -127,6 +127,20 @@ def test_many_pauses_end_in_parts() -> None:
     assert len(stage.all(e.RetryDue)) == 1
 
 
+def test_a_pause_that_was_planned_by_a_clock_far_ahead_ends_when_that_is_set_right() -> None:
+    stage = served()
+    stage.accepted("a", "i1")
+    stage.now += 3_600 * SECOND
+    stage.fail(stage.run_of("a"))
+    # A clock that is a little behind makes a pause a little longer, and no more.
+    stage.now -= 60 * SECOND
+    stage.do(c.Wake())
+    assert stage.append is None
+    stage.now -= 3_500 * SECOND
+    stage.do(c.Wake())
+    assert stage.kinds == ["retry_due", "run_started"]
+
+
 def test_a_failure_for_good_abandons_at_the_first_attempt() -> None:
     stage = Stage()
     stage.spawn("a")

@@ -19,10 +19,12 @@ from mobd_server.machines.placement import place, reuse
 from mobd_server.machines.records import Record
 from mobd_server.machines.run import current, disposition_of, settle
 from mobd_server.machines.sharing import refill, serve_work
-from mobd_server.machines.state import DEADLINE_STEP_US, CancelledBy, Member, Mob, Run
+from mobd_server.machines.state import BACKOFF_US, DEADLINE_STEP_US, CancelledBy, Due, Member, Mob, Run
 from mobd_server.machines.undo import Undo
 
 TIMERS_AT_ONCE: Final = 200
+# A pause that is due in more than this was planned by a clock that was ahead, and has been set right.
+NO_PAUSE_US: Final = BACKOFF_US[-1] + 60_000_000
 DEADLINE: Final = "its deadline has passed"
 
 
@@ -148,9 +150,10 @@ def wake(d: Draft, command: c.Wake) -> Done:
     """Do what is due by now: try again what failed, act on missed deadlines, give up what can't be drained."""
     mob = d.mob
     for _ in range(TIMERS_AT_ONCE):
-        if not mob.timers or mob.timers[0][0] > d.context.now or d.room <= 0:
+        found = _due(mob, d.context.now)
+        if found is None or d.room <= 0:
             break
-        _, what, name = mob.timers[0]
+        what, name = found
         if what == "retry":
             d.emit(e.RetryDue(name), name)
             serve_work(d, mob.members[name])
@@ -159,6 +162,17 @@ def wake(d: Draft, command: c.Wake) -> Done:
         else:
             _drained_too_long(d, mob.members[name])
     return Done(bool(d.records))
+
+
+def _due(mob: Mob, now: int) -> tuple[Due, str] | None:
+    """Return what is due first, and for which member or run."""
+    if not mob.timers:
+        return None
+    at, what, name = mob.timers[0]
+    if at <= now:
+        return what, name
+    at, what, name = mob.timers[-1]
+    return (what, name) if what == "retry" and at > now + NO_PAUSE_US else None
 
 
 def _deadline(d: Draft, run: Run) -> None:
