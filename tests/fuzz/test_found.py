@@ -13,6 +13,8 @@ from tests.rpc.speaking import RawAgent, Speaker
 from mobd.v1 import agents_pb2, mobs_pb2, operations_pb2, operations_pb2_grpc
 from mobd_server import errors
 from mobd_server.adapters.rpc.status import STATUS
+from mobd_server.services.definitions import check
+from mobd_server.services.documents import MAX_YAML_VALUES
 
 pytestmark = pytest.mark.asyncio
 
@@ -71,3 +73,11 @@ async def test_every_error_of_the_server_has_a_reason_of_the_catalogue() -> None
     for kind in kinds:
         kinds += kind.__subclasses__()
     assert [kind for kind in kinds if kind.reason not in catalogue] == []
+
+
+async def test_yaml_of_more_values_than_can_be_built_beside_other_work_is_refused() -> None:
+    (found,) = check("yaml", "- x\n" * 100_000).diagnostics
+    assert (found.code, found.location) == ("too_large", f"line {MAX_YAML_VALUES}, column 3")
+    assert check("yaml", "- x\n" * (MAX_YAML_VALUES - 1)).diagnostics[0].code == "wrong_type"
+    # A long text is one value.
+    assert check("yaml", f"profiles: {{a: {{instructions: {'x' * 1_000_000}}}}}").definition is not None

@@ -15,7 +15,16 @@ from tests.fuzz.world import CALL_S, World, connected
 from tests.rpc.speaking import refusal_of
 from tests.support.processes import until
 
-from mobd.v1 import agents_pb2, agents_pb2_grpc, bridge_pb2, bridge_pb2_grpc, common_pb2, events_pb2
+from mobd.v1 import (
+    agents_pb2,
+    agents_pb2_grpc,
+    bridge_pb2,
+    bridge_pb2_grpc,
+    common_pb2,
+    events_pb2,
+    mobs_pb2,
+    mobs_pb2_grpc,
+)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -24,7 +33,6 @@ STREAMS = 1_000
 DELIVER = "/mobd.v1.BridgeService/Deliver"
 WATCH = "/mobd.v1.EventService/WatchEvents"
 ATTACH = "/mobd.v1.AgentService/Attach"
-VALIDATE = "/mobd.v1.MobService/ValidateDefinition"
 WINDOW = (1 << 26).to_bytes(4, "big")
 
 
@@ -205,25 +213,22 @@ async def test_a_unary_call_with_another_number_of_messages_ends(besieged: Besie
     assert list(machine.misfortunes(besieged.served.log)) == []
 
 
-async def test_large_definitions_from_many_leave_time_for_others(besieged: Besieged) -> None:
-    large = "- [[]]\n" * (MIB // 7 // 4)
+LARGE = {
+    "json": '{"profiles":{"a":{"context":[' + "[[]]," * (MIB // 6) + "1]}}}",
+    "yaml": "- [[]]\n" * (MIB // 8),
+    "yaml of few values": "profiles: {a: {context: [" + f"\"{'x' * 100}\"," * 5_000 + "1]}}",
+    "toml": "".join(f"[a{number}]\nb=1\n" for number in range(15_000)),
+}
 
-    async def check(world: World) -> None:
-        asked: Any = world.channel.unary_unary(VALIDATE)
-        request = b"\x0a" + _lengthy(b"\x12" + _lengthy(large.encode()))
-        await asked(request, timeout=60)
 
-    told = "12 large definitions at a time"
+@pytest.mark.parametrize("what", LARGE)
+async def test_large_definitions_from_many_leave_time_for_others(besieged: Besieged, what: str) -> None:
+    document = mobs_pb2.DefinitionDocument(**{what.partition(" ")[0]: LARGE[what]})
+    request = mobs_pb2.ValidateDefinitionRequest(definition=document)
+    told = f"8 large definitions at a time, {what}"
     async with besieged.beside(told, 256 * MIB), connected(besieged.served.target) as world:
-        await asyncio.gather(*(check(world) for _ in range(12)))
-
-
-def _lengthy(payload: bytes) -> bytes:
-    length, out = len(payload), bytearray()
-    while length > 0x7F:
-        out.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes([*out, length]) + payload
+        validate = mobs_pb2_grpc.MobServiceStub(world.channel).ValidateDefinition
+        await asyncio.gather(*(validate(request, timeout=100) for _ in range(8)))
 
 
 async def test_what_is_left_over_is_given_back(besieged: Besieged) -> None:

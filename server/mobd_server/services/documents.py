@@ -25,6 +25,8 @@ _TOML_MARK: Final = re.compile(
     re.DOTALL,
 )
 
+# Keys and values of YAML. It is built in one go by code that lets nothing else run in the meantime.
+MAX_YAML_VALUES: Final = 50_000
 MAX_PLACE: Final = 1_000
 MAX_SHOWN: Final = 128
 
@@ -140,7 +142,7 @@ def _yaml(text: str) -> Any:
 
 def _refuse_yaml(text: str) -> None:
     """Look at the events alone: what is refused here is never built, however deep or large it would become."""
-    depth = 0
+    depth = values = 0
     for event in yaml.parse(text, Loader=_Loader):
         mark = event.start_mark
         at = _line(mark.line + 1, mark.column + 1) if mark is not None else ""
@@ -149,6 +151,11 @@ def _refuse_yaml(text: str) -> None:
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise SyntaxFault("yaml_tag", f"tags such as {shown(tag)} are not allowed", at)
+        values += isinstance(event, yaml.NodeEvent)
+        if values > MAX_YAML_VALUES:
+            raise SyntaxFault(
+                "too_large", f"must have at most {MAX_YAML_VALUES} keys and values: use JSON for more", at
+            )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_NESTING:

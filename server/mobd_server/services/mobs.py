@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar, cast
+from contextlib import nullcontext
+from typing import Final, Generic, TypeVar, cast
 
 from msgspec import Struct
 
@@ -28,6 +29,9 @@ from mobd_server.ports import MobListing, Store
 from mobd_server.services.definitions import MAX_LABELS, Checked, Diagnostic, check
 from mobd_server.services.documents import Notation
 from mobd_server.services.paging import DEFAULT_PAGE, fill, page_start, page_token
+
+# Characters that are read in milliseconds.
+SMALL_DOCUMENT: Final = 1 << 14
 
 
 class Created(Struct):
@@ -58,6 +62,8 @@ class Mobs:
         self._publisher = publisher
         self._store = store
         self._new_log_id = new_log_id
+        # Whose large document is being read.
+        self._large = asyncio.Lock()
 
     async def create(
         self, mob_id: str, notation: Notation, document: str, labels: dict[str, str], call: Call, *, start: bool
@@ -74,8 +80,10 @@ class Mobs:
 
     async def check(self, notation: Notation, document: str) -> Checked:
         """Check a definition and store nothing."""
-        # In a thread: a large document takes longer than others can wait.
-        return await asyncio.to_thread(check, notation, document)
+        # In a thread: a large document takes longer than others can wait. One such thread, for several would leave the
+        # loop a small part of its time.
+        async with self._large if len(document) > SMALL_DOCUMENT else nullcontext():
+            return await asyncio.to_thread(check, notation, document)
 
     async def start(self, mob_id: str, call: Call) -> Reply:
         """Start a mob."""
