@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ign
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve up down image-check migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants checker-mutants soak lock clean
+.PHONY: help setup demo serve up down image-check migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants checker-mutants simulate soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ migrate: setup ## bring the database to the newest schema
 
 test: setup ## run the tests, as many at a time as there are cores (PYTEST_ARGS are passed on: -n0 is one at a time)
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
+
+simulate: setup ## run simulated worlds (SEEDS=how many, FROM=first number, JOBS=processes); failing ones are shrunk
+	$(BIN)/python scripts/simulate.py --seeds $(or $(SEEDS),200) --from $(or $(FROM),0) $(if $(JOBS),--jobs $(JOBS))
 
 soak: setup ## kill servers and agents under a long load, on both stores (MOBD_TEST_SEED repeats a run)
 	MOBD_TEST_FULL=1 $(BIN)/python -m pytest tests/faults -s $(PYTEST_ARGS)

@@ -1,6 +1,6 @@
 """Run many simulated worlds in parallel, and say which fail, with the fewest steps that still do.
 
-    python scripts/simulate.py --seeds 2000 --from 0 --jobs 2
+python scripts/simulate.py --seeds 2000 --from 0 --jobs 2
 """
 
 import argparse
@@ -29,7 +29,8 @@ SHOWN = 60
 
 def kind(failure: str) -> str:
     """Return what a failure is, without what differs from world to world."""
-    return failure.split(":")[0] + (":" + failure.split(":")[1][:30] if failure.startswith(("logged", "agent")) else "")
+    name, _, rest = failure.partition(":")
+    return f"{name}:{rest[:30]}" if name in ("logged", "uncaught") else name
 
 
 def one(seed: int) -> tuple[int, list[str], int, int]:
@@ -64,7 +65,9 @@ def show(seed: int) -> None:
 
 def tell(outcome: Outcome) -> None:
     """Print the end of a world's history, and what is wrong with it."""
-    lines = [to_line(record) for record in outcome.records if type(record).__name__ not in ("Logged", "Final", "FinalEnd")]
+    lines = [
+        to_line(record) for record in outcome.records if type(record).__name__ not in ("Logged", "Final", "FinalEnd")
+    ]
     for line in lines[-SHOWN:]:
         print(f"  {line[:300]}")
     for failure in outcome.failures:
@@ -92,7 +95,9 @@ def main() -> int:
                 kinds.update({kind(one) for one in failures})
                 print(f"seed {seed} failed: {failures[0][:200]}", flush=True)
     took = time.monotonic() - began
-    print(f"{arguments.seeds} worlds in {took:.0f} s: {ticks} callbacks, {records} records, {len(failed)} failed {failed}")
+    print(
+        f"{arguments.seeds} worlds in {took:.0f} s: {ticks} callbacks, {records} records, {len(failed)} failed {failed}"
+    )
     for name, count in kinds.most_common():
         print(f"  {count:5} {name}")
     for seed in failed[:SHRUNK]:

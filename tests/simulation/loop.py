@@ -10,10 +10,14 @@ import contextvars
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from mobd_server.testing.network import Node, node_of
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Stuck(Exception):
@@ -27,6 +31,12 @@ class Endless(Exception):
 class SimLoop(asyncio.SelectorEventLoop):
     """Runs one world."""
 
+    # What BaseEventLoop has and does not say.
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+    _timer_cancelled_count: int
+    _clock_resolution: float
+
     def __init__(self, chance: random.Random, most_steps: int) -> None:
         super().__init__()
         self._chance = chance
@@ -35,7 +45,7 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._queues: dict[Node | None, deque[asyncio.Handle]] = {}
         # Until when (in the loop's time) nodes stand still.
         self._frozen: dict[Node, float] = {}
-        # All tasks that there ever were: what is dead must not be tidied up.
+        # All that there ever were.
         self._tasks: list[asyncio.Task[Any]] = []
         self._dead: list[Node] = []
         self._parked: list[asyncio.Handle] = []
@@ -44,7 +54,6 @@ class SimLoop(asyncio.SelectorEventLoop):
         #: What nobody caught.
         self.uncaught: list[str] = []
         self._clock_resolution = 1e-6
-        self.set_task_factory(self._new_task)
         self.set_exception_handler(self._note)
 
     # What asyncio asks for.
@@ -53,15 +62,20 @@ class SimLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Call soon: there are no other threads."""
         return self.call_soon(callback, *args, context=context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[Ts]], T], *args: *Ts
+    ) -> "asyncio.Future[T]":
         """Do the work on the loop, after a moment."""
         del executor
-        future: asyncio.Future[Any] = self.create_future()
+        future: asyncio.Future[T] = self.create_future()
 
         def work() -> None:
             try:
@@ -76,10 +90,11 @@ class SimLoop(asyncio.SelectorEventLoop):
         self.call_later(self._chance.random() * 0.02, work)
         return future
 
-    def _new_task(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **how: Any
+    def create_task(
+        self, coro: Any, *, name: object = None, context: contextvars.Context | None = None
     ) -> "asyncio.Task[Any]":
-        task = asyncio.Task(work, loop=loop, **how)
+        """Begin a task, and keep it: what is dead must not be tidied up."""
+        task: asyncio.Task[Any] = super().create_task(coro, name=name, context=context)
         self._tasks.append(task)
         return task
 
@@ -109,23 +124,21 @@ class SimLoop(asyncio.SelectorEventLoop):
     def _pass_time(self) -> None:
         """Go on to the next timer, or to the end of a frost."""
         while self._scheduled and self._scheduled[0].cancelled():
-            heapq.heappop(self._scheduled)._scheduled = False
+            heapq.heappop(self._scheduled)
             self._timer_cancelled_count = max(0, self._timer_cancelled_count - 1)
         thaws = [until for node, until in self._frozen.items() if self._queues.get(node)]
         if not self._scheduled and not thaws:
             raise Stuck(f"at {self._now:.3f}")
-        due = min([*(one._when for one in self._scheduled[:1]), *thaws])
+        due = min([*(one.when() for one in self._scheduled[:1]), *thaws])
         self._now = max(self._now, due)
-        while self._scheduled and self._scheduled[0]._when <= self._now:
-            handle = heapq.heappop(self._scheduled)
-            handle._scheduled = False
-            self._ready.append(handle)
+        while self._scheduled and self._scheduled[0].when() <= self._now:
+            self._ready.append(heapq.heappop(self._scheduled))
 
     def _sort(self) -> None:
         ready = self._ready
         while ready:
             handle = ready.popleft()
-            node = node_of(handle._context)
+            node = node_of(handle._context)  # type: ignore[attr-defined]  # not in the stubs
             if node is not None and not node.alive:
                 self._parked.append(handle)
                 continue
@@ -158,6 +171,7 @@ class SimLoop(asyncio.SelectorEventLoop):
     def discard(self) -> None:
         """End all that is under way, also what the dead held, so that nothing is left of this world."""
         self._most_steps = self.steps + 1_000_000
+        self._scheduled.clear()
         self._frozen.clear()
         for node in self._dead:
             node.alive = True

@@ -119,7 +119,10 @@ TROUBLES: Final[dict[str, tuple[int, Maker]]] = {
     "disconnect": (2, lambda _: {}),
     "clock": (2, lambda chance: {"seconds": chance.choice([-90_000, -3600, -2, 2, 3600, 90_000])}),
     "store_away": (2, lambda chance: {"seconds": chance.random() * 8}),
-    "store_fault": (5, lambda chance: {"faults": chance.choices(["aborted", "lost", "unknown"], k=chance.randrange(1, 4))}),
+    "store_fault": (
+        5,
+        lambda chance: {"faults": chance.choices(["aborted", "lost", "unknown"], k=chance.randrange(1, 4))},
+    ),
     "break": (4, lambda chance: {"host": chance.choice(HOSTS)}),
     "cut": (4, lambda chance: {"host": chance.choice(HOSTS), "seconds": chance.random() * 12}),
     "freeze_agent": (2, lambda chance: {"host": chance.choice(HOSTS), "seconds": chance.random() * 12}),
@@ -148,9 +151,7 @@ def _drawn(chance: random.Random, table: dict[str, tuple[int, Maker]]) -> tuple[
 def draw(seed: int) -> list[Step]:
     """Return the plan of a world, in the order of time."""
     chance = random.Random(f"{seed}/plan")
-    steps = [
-        Step(0.05, CLIENTS[0], "spawn", {"member": member}) for member in MEMBERS if chance.random() < 0.85
-    ]
+    steps = [Step(0.05, CLIENTS[0], "spawn", {"member": member}) for member in MEMBERS if chance.random() < 0.85]
     steps += [Step(chance.random() * 3, "agents", "start", _agent(chance)) for _ in range(chance.randrange(1, 4))]
     # Some worlds are busy, some are calm.
     calls, troubles, agents = chance.randrange(10, 60), chance.randrange(0, 14), chance.randrange(1, 7)

@@ -1,4 +1,4 @@
-"""A store that is slow, refuses, and does not say whether it has committed. What it has is all that survives a crash."""
+"""A store that is slow, refuses, and may not say whether it has committed. What it has is what survives a crash."""
 
 import asyncio
 import random

@@ -86,7 +86,9 @@ class World:
         self.loop = SimLoop(self._chance("loop"), MOST_STEPS)
         self.recorder = Recorder(lambda: self.loop.steps)
         self.failures: list[str] = []
-        self._tasks: list[asyncio.Task[Any]] = []
+        # What clients do, and all else that goes on.
+        self._calls: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._started = 0
         self._server: Server | None = None
         self._server_node: Node | None = None
@@ -94,6 +96,8 @@ class World:
         self._agents: dict[str, list[tuple[Node, mobd.Agent]]] = {}
         self._named: dict[str, int] = {}
         self._over = False
+        # How far the server's clock was set apart.
+        self._wrong_s = 0.0
 
     def run(self) -> Outcome:
         """Run the world to its end and judge it."""
@@ -160,12 +164,10 @@ class World:
         elif step.who == "agents":
             self._start_agent(step.how)
         else:
-            self._spawn(self._do(step), self._node_of(step.who))
+            self._calls.append(self._run_on(self._node_of(step.who), self._do(step)))
 
-    def _spawn(self, work: Coroutine[Any, Any, Any], node: Node) -> "asyncio.Task[Any]":
-        task = self.loop.create_task(work, context=node.context.copy())
-        self._tasks.append(task)
-        return task
+    def _run_on(self, node: Node, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        return self.loop.create_task(work, context=node.context.copy())
 
     async def _do(self, step: Step) -> None:
         try:
@@ -197,7 +199,7 @@ class World:
 
         agent = node.context.copy().run(made)
         self._agents.setdefault(host, []).append((node, agent))
-        self.loop.create_task(self._serve(agent, node.name), context=node.context.copy())
+        self._tasks.append(self._run_on(node, self._serve(agent, node.name)))
 
     async def _serve(self, agent: mobd.Agent, name: str) -> None:
         try:
@@ -250,7 +252,7 @@ class World:
         if self._server_node is None and not self._over:
             self._started += 1
             self._server_node = node = Node(f"server-{self._started}")
-            self.loop.create_task(self._start(node), context=node.context.copy())
+            self._tasks.append(self._run_on(node, self._start(node)))
 
     async def _start(self, node: Node) -> None:
         store, chance = SimStore(self.storage), self.ids
@@ -286,7 +288,7 @@ class World:
     def _restart(self) -> None:
         node, server = self._server_node, self._server
         if node is not None and server is not None:
-            self.loop.create_task(self._leave(server, node), context=node.context.copy())
+            self._tasks.append(self._run_on(node, self._leave(server, node)))
 
     async def _leave(self, server: Server, node: Node) -> None:
         await drain(server)
@@ -304,6 +306,7 @@ class World:
 
     def _clock(self, seconds: float) -> None:
         self.clock.step_wall(seconds)
+        self._wrong_s += seconds
 
     def _store_away(self, seconds: float) -> None:
         self.storage.away_until = self.loop.time() + seconds
@@ -317,11 +320,12 @@ class World:
         self.recorder.note("fate", "healed")
         self.network.heal()
         self.storage.heal()
+        self._clock(-self._wrong_s)
         for node, _ in [one for ones in self._agents.values() for one in ones]:
             if node.alive:
                 self._kill(node, silently=self.seed % 2 == 0)
         self._start_agent({"host": "good", "roles": ["analyst", "lead"], "capacity": 4}, good=True)
-        _, waiting = await asyncio.wait(self._tasks, timeout=QUIET_S) if self._tasks else (set(), set())
+        _, waiting = await asyncio.wait(self._calls or [asyncio.ensure_future(pause(0))], timeout=QUIET_S)
         if waiting:
             self.failures.append(f"{len(waiting)} calls never ended")
 
@@ -329,7 +333,7 @@ class World:
         """Wait until nothing is under way; say whether every input has ended."""
         client = self._person("judge").client
         end = self.loop.time() + QUIET_S
-        while self.loop.time() < end:
+        while True:
             mob = await client.get_mob(MOB, timeout=60)
             if mob.phase == mobs_pb2.MOB_PHASE_STOPPED and mob.pending == mobs_pb2.MOB_PENDING_UNSPECIFIED:
                 await client.resume_mob(MOB, timeout=60)
@@ -339,9 +343,10 @@ class World:
                 return True
             # What wakes nobody waits for what does.
             await self._wake({one.member_id for one in live}, mob.phase)
+            if self.loop.time() > end:
+                self.failures.append(f"never at rest: {mob}; {[plain(one) for one in live]}")
+                return False
             await pause(1.0)
-        self.failures.append(f"never at rest: {mob}; {[plain(one) for one in live]}")
-        return False
 
     async def _wake(self, members: set[str], phase: int) -> None:
         for member in sorted(members) if phase == mobs_pb2.MOB_PHASE_RUNNING else ():
@@ -354,6 +359,7 @@ class World:
     async def _finish(self, quiet: bool) -> None:
         """Read the final log and state into the history, as one who was not there."""
         stubs, recorder = self._person("judge").client._stubs, self.recorder
+        recorder.reading(MOB)
         cursor, head = 0, 1
         while cursor < head:
             start = events_pb2.EventStart(after_cursor=cursor)
@@ -364,9 +370,13 @@ class World:
                 recorder.logged(MOB, plain(event))
             cursor, head = page.next_cursor, page.head
         recorder.final_end(MOB, "log", quiet=quiet)
-        await self._list("member", "members", stubs.members.ListMembers, members_pb2.ListMembersRequest, include_retiring=True)
+        await self._list(
+            "member", "members", stubs.members.ListMembers, members_pb2.ListMembersRequest, include_retiring=True
+        )
         await self._list("input", "inputs", stubs.bridge.ListInputs, bridge_pb2.ListInputsRequest)
-        await self._list("operation", "operations", stubs.operations.ListOperations, operations_pb2.ListOperationsRequest)
+        await self._list(
+            "operation", "operations", stubs.operations.ListOperations, operations_pb2.ListOperationsRequest
+        )
         self._over = True
 
     async def _list(self, what: str, items: str, method: Callable[..., Any], request: Any, **more: Any) -> None:
