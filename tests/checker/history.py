@@ -178,12 +178,14 @@ class Final:
 class FinalEnd:
     """All things of one kind were listed: `what` is log, member, input, run or operation.
 
-    `quiet` with the log says that it was read when all who deliver had ended and every input had ended too.
+    `quiet` with the log says that it was read when all who deliver had ended and every input had ended too. `since`
+    with the log is when its reading began: what anybody saw from then on may be newer than it, and is not judged.
     """
 
     mob: str
     what: str
     quiet: bool = False
+    since: int | None = None
 
 
 Record = (
@@ -289,6 +291,7 @@ class Recorder:
         self._prefix = prefix
         self._out = out
         self._names = 0
+        self._reading: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
@@ -357,6 +360,10 @@ class Recorder:
         """Say what happened, for people."""
         self._add(Note(self._clock(), who, text))
 
+    def reading(self, mob: str) -> None:
+        """Before the final log is read; not needed if nobody sees anything any more."""
+        self._reading[mob] = self._clock()
+
     def logged(self, mob: str, event: Plain) -> None:
         """One event of the final log."""
         self._add(Logged(mob, event))
@@ -367,4 +374,4 @@ class Recorder:
 
     def final_end(self, mob: str, what: str, *, quiet: bool = False) -> None:
         """All of its kind was said."""
-        self._add(FinalEnd(mob, what, quiet))
+        self._add(FinalEnd(mob, what, quiet, self._reading.get(mob) if what == "log" else None))

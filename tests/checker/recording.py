@@ -151,6 +151,7 @@ class Caller:
 
     async def finish(self, *, quiet: bool) -> None:
         """Read the final log and the final state, page by page, into the history."""
+        self.recorder.reading(self.mob)
         cursor, head = 0, 1
         while cursor < head:
             start = events_pb2.EventStart(after_cursor=cursor)

@@ -25,6 +25,8 @@ from tests.checker.history import (
     Unknown,
 )
 
+_Observed = Answered | Refused | Unknown | StreamEvent | StreamMark | StreamEnded | AgentReceived
+
 
 class BadHistory(ValueError):
     """The history itself is not what history.py says: nothing can be judged by it."""
@@ -98,7 +100,9 @@ class MobSeen:
 
 
 class _Sorting:
-    def __init__(self) -> None:
+    def __init__(self, since: dict[str, int]) -> None:
+        # mob -> from when on what was seen is not judged.
+        self._since = since
         self.mobs: dict[str, MobSeen] = {}
         self._calls: dict[str, Call] = {}
         self._streams: dict[str, Stream] = {}
@@ -115,6 +119,8 @@ class _Sorting:
             case StreamOpened() | StreamEvent() | StreamMark() | StreamEnded():
                 self._stream(one)
             case AgentSent() | AgentReceived():
+                if isinstance(one, AgentReceived) and self._late(one, one.mob):
+                    return
                 seen = self.mob(one.mob)
                 attached = seen.attached.setdefault((one.who, one.stream), Attached(one.who, one.stream))
                 attached.frames.append(one)
@@ -128,6 +134,9 @@ class _Sorting:
             case Note():
                 pass
 
+    def _late(self, one: _Observed, mob: str) -> bool:
+        return mob in self._since and one.at >= self._since[mob]
+
     def _call(self, one: Invoked | Answered | Refused | Unknown) -> None:
         if isinstance(one, Invoked):
             if one.call in self._calls:
@@ -138,6 +147,8 @@ class _Sorting:
         if one.call not in self._calls:
             raise BadHistory(f"call {one.call} ends and was never invoked")
         call = self._calls[one.call]
+        if self._late(one, call.invoked.mob):
+            return
         match one:
             case Answered():
                 call.answers.append(one)
@@ -156,6 +167,8 @@ class _Sorting:
         if one.stream not in self._streams:
             raise BadHistory(f"stream {one.stream} brings something and was never opened")
         stream = self._streams[one.stream]
+        if self._late(one, stream.opened.mob):
+            return
         if isinstance(one, StreamEnded):
             stream.ended = one
         else:
@@ -167,7 +180,8 @@ def sort(records: Iterable[Record]) -> dict[str, MobSeen]:
 
     Raises BadHistory if a record refers to nothing, or a mob was used and its final log is missing.
     """
-    sorting = _Sorting()
+    records = list(records)
+    sorting = _Sorting({one.mob: one.since for one in records if isinstance(one, FinalEnd) and one.since is not None})
     for one in records:
         sorting.take(one)
     for name, seen in sorting.mobs.items():
