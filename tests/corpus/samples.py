@@ -26,6 +26,8 @@ def sample(kind: Any, name: str = "value") -> Any:
         return [sample(parts[0], f"{name}_0"), sample(parts[0], f"{name}_1")]
     if origin is dict:
         return {f"{name}_{n}": None if parts[1] in (None, NoneType) else sample(parts[1], f"{name}_{n}") for n in "ab"}
+    if origin is tuple and parts[-1] is ...:
+        return (sample(parts[0], f"{name}_0"), sample(parts[0], f"{name}_1"))
     if origin is tuple:
         return tuple(sample(part, f"{name}_{at}") for at, part in enumerate(parts))
     raise TypeError(f"no sample of {kind} for {name}")

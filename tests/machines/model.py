@@ -122,7 +122,8 @@ class Model(Operations):
         for agent in self.agents.values():
             assert len(agent.runs) <= agent.capacity
             assert len(agent.members) <= agent.max_members
-        assert set(mob.receipts) == set(self.receipts)
+        packed = {run_id: fence.to_bytes(8, "big") + result for run_id, (fence, result) in self.receipts.items()}
+        assert mob.receipts == packed
         self._check_former(mob)
         self._check_lists(mob)
         self.check_inputs()

@@ -7,7 +7,6 @@ folded. Nothing is read by identity; only memory depends on it.
 from sys import intern
 
 from msgspec import Raw
-from msgspec.structs import force_setattr
 
 from mobd_server.machines.state import NOTHING, Member, Mob, Operation
 
@@ -44,20 +43,15 @@ class Sharing:
                 role = intern(member.role)
             member.role = role
             if member.receipts:
-                member.receipts = self._receipts(name, member.receipts)
+                member.receipts = self._receipts(member.receipts)
             operation = operations.get(member.operation_id)
             if operation is not None:
                 _life(name, member, operation)
 
-    def _receipts(self, name: str, run_ids: list[str]) -> list[str]:
-        receipts = self._mob.receipts
+    def _receipts(self, run_ids: tuple[str, ...]) -> tuple[str, ...]:
         if self._runs is None:
-            self._runs = {run_id: run_id for run_id in receipts}
-        for run_id in run_ids:
-            receipt = receipts.get(run_id)
-            if receipt is not None and receipt.member_id == name:
-                force_setattr(receipt, "member_id", name)
-        return [self._runs.get(run_id, run_id) for run_id in run_ids]
+            self._runs = {run_id: run_id for run_id in self._mob.receipts}
+        return tuple([self._runs.get(run_id, run_id) for run_id in run_ids])
 
 
 def _life(name: str, member: Member, operation: Operation) -> None:

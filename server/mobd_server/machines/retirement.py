@@ -305,7 +305,7 @@ def left(mob: Mob, undo: Undo, record: Record, event: e.MemberRetired) -> None:
     undo.drop(mob.members, event.member_id)
     if event.member_id in mob.draining:
         undo.drop(mob.draining, event.member_id)
-    for run_id in member.receipts or ():
+    for run_id in member.receipts:
         undo.drop(mob.receipts, run_id)
     former = Former(
         member.member_id,

@@ -32,7 +32,6 @@ from mobd_server.machines.state import (
     Input,
     Member,
     Mob,
-    Receipt,
     Run,
     Usage,
 )
@@ -125,6 +124,15 @@ _REASONS: Final[dict[Cause, str]] = {
 
 UNASKED: Final = "its agent says that it was cancelled, and nobody asked for that"
 _PREVIEW: Final = 200
+# The bytes of a fence in a packed receipt; what follows is the hash of the result.
+_FENCE: Final = 8
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """The proof that a run was applied."""
+
+    fence: int
+    result_hash: bytes
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -168,7 +176,7 @@ def settle_run(d: Draft, command: c.SettleRun) -> RunAnswer:
 
 
 def _late(d: Draft, command: c.SettleRun) -> RunAnswer:
-    receipt = d.mob.receipts.get(command.run_id)
+    receipt = _receipt(d.mob, command.run_id)
     if receipt is None or receipt.fence != command.fence:
         d.react(SendSettled(command.attachment_id, command.run_id, "fenced"))
         return RunAnswer("fenced")
@@ -436,13 +444,15 @@ def _keep_receipt(mob: Mob, undo: Undo, member: Member, run: Run, event: e.RunSe
     member.message_count = event.message_count
     # What is left out of a snapshot is told by its identity.
     member.digest = EMPTY_DIGEST if event.digest == EMPTY_DIGEST else event.digest
-    if member.receipts is None:
-        member.receipts = []
-    undo.append(member.receipts, run.run_id)
-    undo.put(mob.receipts, run.run_id, Receipt(member.member_id, run.fence, bytes.fromhex(event.result_hash)))
-    if len(member.receipts) > RECEIPTS_KEPT:
+    undo.put(mob.receipts, run.run_id, run.fence.to_bytes(_FENCE, "big") + bytes.fromhex(event.result_hash))
+    if len(member.receipts) >= RECEIPTS_KEPT:
         undo.drop(mob.receipts, member.receipts[0])
-        undo.splice(member.receipts, 0, 1, ())
+    member.receipts = (*member.receipts[1 - RECEIPTS_KEPT :], run.run_id)
+
+
+def _receipt(mob: Mob, run_id: str) -> Receipt | None:
+    packed = mob.receipts.get(run_id)
+    return Receipt(int.from_bytes(packed[:_FENCE], "big"), packed[_FENCE:]) if packed is not None else None
 
 
 def retry_due(mob: Mob, undo: Undo, record: Record, event: e.RetryDue) -> None:

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import force_setattr
 
 from mobd_server.machines.interning import Sharing
-from mobd_server.machines.state import NOTHING, Former, Ledger, Member, Mob, Operation, Receipt
+from mobd_server.machines.state import NOTHING, Former, Ledger, Member, Mob, Operation
 
 FORMAT: Final = 2
 # A piece ends with the entry with which it is so long, in bytes.
@@ -30,7 +30,7 @@ class Piece(Struct, omit_defaults=True):
     """
 
     operations: dict[str, Operation] = {}
-    receipts: dict[str, Receipt] = {}
+    receipts: dict[str, bytes] = {}
     requests: dict[str, Ledger] = {}
     former: dict[str, Former] = {}
     members: dict[str, Member] = {}

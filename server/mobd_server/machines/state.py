@@ -184,7 +184,7 @@ class Member(Struct, gc=False, omit_defaults=True):
     message_count: int = 0
     digest: str = EMPTY_DIGEST
     # Runs whose receipts are kept, oldest first.
-    receipts: list[str] | None = None
+    receipts: tuple[str, ...] = ()
     # The member's head input failed and is not tried again before this time (µs); 0 if it may run.
     retry_at: int = 0
     listed: Listed = "none"
@@ -239,14 +239,6 @@ class Run(Struct, gc=False):
     control_id: str = ""
     # When it must have ended, or the next step against it is due (µs); 0: never.
     deadline: int = 0
-
-
-class Receipt(Struct, frozen=True, gc=False):
-    """The proof that a run was applied, kept so that a result that is sent again is known."""
-
-    member_id: str
-    fence: int
-    result_hash: bytes
 
 
 class Attachment(Struct, gc=False):
@@ -337,7 +329,8 @@ class Mob(Struct, gc=False):
     members: dict[str, Member] = {}
     attachments: dict[str, Attachment] = {}
     runs: dict[str, Run] = {}
-    receipts: dict[str, Receipt] = {}
+    # The proofs that runs were applied, kept so that a result that is sent again is known: fence and hash, packed.
+    receipts: dict[str, bytes] = {}
     # Incarnations of hosts whose place another one took, the newest last: they don't come back.
     superseded: list[tuple[str, str]] = []
     # Members with work and without an agent, by role, sorted: (seq since when, member_id).
