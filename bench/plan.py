@@ -53,11 +53,11 @@ Round = dict[str, Numbers]
 class Plan(msgspec.Struct, frozen=True):
     """How much is measured."""
 
-    rounds: int = 3
+    rounds: int = 5
     # How often something is done that takes long and hardly differs from one time to the next.
     repeats: int = 2
     # How long h2load should load one server in one round, in seconds.
-    seconds: float = 1.5
+    seconds: float = 1.0
     stores: tuple[str, ...] = STORES
     uvloop: bool = True
     # How large mobs and logs are, as a part of what the benchmark is about.
@@ -73,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 FULL = Plan()
-QUICK = Plan(repeats=1, seconds=0.6, scale=0.1)
+QUICK = Plan(rounds=3, repeats=1, seconds=0.5, scale=0.1)
 TINY = Plan(rounds=1, repeats=1, seconds=0.0, stores=("sqlite",), uvloop=False, scale=0.001)
 
 

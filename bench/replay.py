@@ -21,7 +21,7 @@ from mobd.v1 import events_pb2
 WATCH_PATH = "/mobd.v1.EventService/WatchEvents"
 POLL_PATH = "/mobd.v1.EventService/PollEvents"
 MOB = "long"
-EVENTS = 200_000
+EVENTS = 50_000
 READERS = (1, 4)
 PAGE = 10_000
 DAYS = 10.0

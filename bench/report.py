@@ -7,6 +7,7 @@ import argparse
 import importlib
 import inspect
 import sys
+import textwrap
 from pathlib import Path
 
 import history
@@ -81,12 +82,20 @@ def conditions(name: str, entry: Entry, kept: Kept) -> str:
     machine = entry.machine
     changed = ", with changes" if entry.changed else ""
     libraries = ", ".join(f"{library} {machine[library]}" for library in history.LIBRARIES if library in machine)
-    settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in kept.settings.items())
-    return (
+    settings = "; ".join(f"{key.replace('_', ' ')}: {setting(value)}" for key, value in kept.settings.items())
+    said = (
         f"`make bench BENCH={name}`, {entry.utc}, commit {entry.commit}{changed}; load average {kept.load[0]} before"
         f" and {kept.load[1]} after, {kept.seconds:.0f} s in all. {machine['cores']} cores of {machine['cpu']},"
-        f" {machine['memory']}, {machine['system']}, Python {machine['python']}, {libraries}. Settings: {settings}."
+        f" {machine['memory']}, {machine['system']}, Python {machine['python']}, {libraries}. With {settings}."
     )
+    return textwrap.fill(said, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def setting(value: object) -> str:
+    """Return a setting as people read it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{one} with {name}" for name, one in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def notes_of(text: str) -> str:

@@ -25,7 +25,7 @@ needs_a_load = pytest.mark.skipif(
 
 def run(script: str, *words: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(BENCH / script), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
 
 def tiny_entry(folder: Path, name: str) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def tiny_entry(folder: Path, name: str) -> dict[str, Any]:
 
 
 @needs_a_load
+@pytest.mark.timeout(300)  # seconds on an idle machine; benchmarks start many servers, one after the other
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_keeps_an_entry_from_which_the_page_is_made(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "history"
