@@ -34,17 +34,20 @@ def new_stage(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[NewSta
                     say("NO DISK OF ITS OWN: mount is not permitted here, and no disk will be full")
             return disks[store]
 
+        def cluster(disk: Disk | None) -> Cluster:
+            if not clusters:
+                request.getfixturevalue("postgres")
+                clusters.append(Cluster(disk.folder if disk is not None else None))
+                stack.callback(clusters[0].remove)
+            return clusters[0]
+
         def make(store: str, kind: type[Stage]) -> Stage:
             nonlocal count
             count += 1
-            folder = tmp_path / f"stage-{count}"
-            if store == "sqlite":
-                return kind(folder, None, disk(store, SQLITE_MB))
-            if not clusters:
-                request.getfixturevalue("postgres")
-                found = disk(store, POSTGRESQL_MB)
-                clusters.append(Cluster(found.folder if found is not None else None))
-                stack.callback(clusters[0].remove)
-            return kind(folder, clusters[0], disk(store, POSTGRESQL_MB))
+            found = disk(store, SQLITE_MB if store == "sqlite" else POSTGRESQL_MB)
+            stage = kind(tmp_path / f"stage-{count}", None if store == "sqlite" else cluster(found), found)
+            # Every third of them on the other loop, which is installed with the server's extra.
+            stage.settings["MOBD_LOOP"] = "asyncio" if count % 3 else "auto"
+            return stage
 
         yield make

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import resource
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -55,6 +56,22 @@ async def replace_frozen_server(stage: Stage, draw: random.Random) -> str:
     code = await first.ended()
     assert code == 0, first.output()[-2_000:]
     return "and went on"
+
+
+async def starve_server(stage: Stage, draw: random.Random) -> str:
+    """Let the server open nothing more for a while: no connection, no file, no process."""
+    pid = stage.served.process.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    # Those that are open stay open.
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        stage.to_callers.cut()
+        if draw.random() < 0.5:
+            stage.to_agents.cut()
+        await stage.pause(LEASE_S)
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    return "and cut off"
 
 
 async def end_server(stage: Stage, _: random.Random) -> str:
@@ -117,10 +134,10 @@ async def cut(name: str, stage: Stage, draw: random.Random) -> str:
     return f"{wire.cuts - before} connections"
 
 
-async def hold(name: str, stage: Stage, draw: random.Random) -> str:
+async def hold(name: str, stage: Stage, draw: random.Random, at_least_s: float = LEASE_S) -> str:
     """Let nothing through for longer than leases or graces, and then all that was held, or nothing of it."""
     wire = _wire(stage, name)
-    seconds = LEASE_S + draw.random() * (GRACE_S + 1)
+    seconds = at_least_s + draw.random() * (GRACE_S + 1)
     lost = draw.random() < 0.5
     wire.hold()
     try:
@@ -195,11 +212,34 @@ async def fill_disk(stage: Stage, _: random.Random) -> str:
     return f"{taken >> 20} MB taken"
 
 
+async def kill_server_on_full_disk(stage: Stage, draw: random.Random) -> str:
+    """Fill the store's disk, kill the server, and start it: it waits for room, or says that there is none."""
+    assert stage.disk is not None
+    stage.disk.fill()
+    try:
+        await stage.pause(draw.random())
+        stage.served.kill9()
+        before = stage.served.log.stat().st_size
+        process = stage.served.spawn()
+        await stage.pause(draw.random() * 4)
+    finally:
+        stage.disk.free()
+        if stage.cluster is not None and not stage.cluster.alive:
+            await asyncio.to_thread(stage.cluster.start)
+    if process.code is None:
+        return "it waited"
+    said = stage.served.log.read_bytes()[before:].decode().strip().splitlines()
+    assert said[-1].startswith("mobd: "), said
+    await stage.served.restart()
+    return said[-1]
+
+
 def injections() -> Iterator[Injection]:
     """Return all of them."""
     yield Injection("server: killed", kill_server, quick=True)
     yield Injection("server: ended", end_server, quick=True)
     yield Injection("server: frozen", freeze_server)
+    yield Injection("server: out of descriptors", starve_server)
     yield Injection("server: frozen, replaced", replace_frozen_server, store="postgresql")
     yield Injection("agent: killed", kill_agent, quick=True)
     yield Injection("agents: all killed", kill_everything, quick=True)
@@ -209,7 +249,10 @@ def injections() -> Iterator[Injection]:
         yield Injection(f"wire to {name}: held", partial(hold, wire))
     yield Injection("wire to store: cut", partial(cut, "to_store"), quick=True, store="postgresql")
     yield Injection("wire to store: held", partial(hold, "to_store"), store="postgresql")
+    # Longer than a transaction may wait for its next statement.
+    yield Injection("wire to store: held long", partial(hold, "to_store", at_least_s=10.5), store="postgresql")
     yield Injection("store: crashed", crash_postgresql, store="postgresql")
     yield Injection("store: frozen", freeze_postgresql, store="postgresql")
     yield Injection("store: read-only", make_read_only, store="postgresql")
     yield Injection("store: disk full", fill_disk, needs_disk=True)
+    yield Injection("store: disk full, server killed", kill_server_on_full_disk, needs_disk=True)

@@ -21,6 +21,8 @@ from mobd.v1 import members_pb2, mobs_pb2
 from mobd_server import faults
 
 STALL_MS: Final = int(LEASE_S * 1_000) + 700
+# PostgreSQL ends a session that leaves a transaction alone for 10 s.
+TOO_LONG_MS: Final = 11_000
 # The server's own work on a mob of this size is cut into slices.
 SIDE_MEMBERS: Final = 1_200
 SPAWNED_AT_ONCE: Final = 400
@@ -108,9 +110,9 @@ async def freeze_at(point: str, stage: Stage, draw: random.Random) -> str:
     return fault
 
 
-async def stall_at(point: str, stage: Stage, draw: random.Random) -> str:
-    """Hold up the thread that comes to a point for longer than a lease."""
-    fault = _arm(stage, draw, point, f"stall={STALL_MS}ms")
+async def stall_at(point: str, stage: Stage, draw: random.Random, pause_ms: int = STALL_MS) -> str:
+    """Hold up the thread that comes to a point: for longer than a lease, if nothing else is said."""
+    fault = _arm(stage, draw, point, f"stall={pause_ms}ms")
     await stage.happened()
     await _go_on(stage)
     return fault
@@ -165,5 +167,7 @@ def injections() -> Iterator[Injection]:
             yield Injection(f"{point}: stall", partial(stall_at, point))
         if can_fail:
             yield Injection(f"{point}: fail", partial(fail_at, point), quick=True)
+    long = partial(stall_at, "before_commit", pause_ms=TOO_LONG_MS)
+    yield Injection("before_commit: long stall", long, store="postgresql")
     yield Injection("during_snapshot: crash", crash_folding)
     yield Injection("during_backup: crash", crash_copying, quick=True, store="sqlite")

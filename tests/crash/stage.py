@@ -82,7 +82,8 @@ class Stage(ABC):
         self.done = 0
         self.calls: list[asyncio.Task[None]] = []
         self.stack = AsyncExitStack()
-        self._settings = dict(SETTINGS)
+        # Of its servers.
+        self.settings = dict(SETTINGS)
         # What callers saw, for the checker.
         self.recorder = Recorder(clock, "t-")
         self._later: list[asyncio.Future[None]] = []
@@ -115,7 +116,7 @@ class Stage(ABC):
     async def _build(self) -> None:
         self.folder.mkdir(parents=True)
         url = await self._open_store()
-        self.served = await self.stack.enter_async_context(Served(self.folder, url, self._settings))
+        self.served = await self.stack.enter_async_context(Served(self.folder, url, self.settings))
         self.to_callers = await self.stack.enter_async_context(Proxy(self.served.port))
         self.to_agents = await self.stack.enter_async_context(Proxy(self.served.port))
         self.recorded_admin = await self.caller("admin")
@@ -126,7 +127,7 @@ class Stage(ABC):
         if self.cluster is None:
             if self.disk is not None:
                 data = self.disk.folder / self.folder.name
-                self._settings["MOBD_DATA_DIR"] = str(data)
+                self.settings["MOBD_DATA_DIR"] = str(data)
                 self.stack.callback(shutil.rmtree, data)
             return None
         direct = self.cluster.new_database()
