@@ -43,8 +43,9 @@ from mobd_server.adapters.sql import copies
 from mobd_server.adapters.sql import engine as sql
 from mobd_server.adapters.sql import migrate as schema
 from mobd_server.adapters.sql.rebuilding import RebuilderProcess
+from mobd_server.adapters.sql.remedies import remedy
 from mobd_server.adapters.sql.store import SqlStore
-from mobd_server.adapters.sql.writer import SqlWriter
+from mobd_server.adapters.sql.writer import SqlWriter, write_nothing
 from mobd_server.adapters.system import SystemClock, system_ids, system_jitter
 from mobd_server.adapters.tokens import Tokens, TokensInvalid
 from mobd_server.adapters.web import PortTaken, Web
@@ -69,15 +70,6 @@ log: Final = logging.getLogger(__name__)
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 # The exit code of a server that was told twice to end.
 AT_ONCE: Final = 1
-# What to do about what SQLite says.
-REMEDIES: Final = {
-    "is locked": "; end the other program that has it open, such as a sqlite3 shell",
-    "not a database": "; restore a backup, or set MOBD_DATA_DIR to another directory",
-    "malformed": "; restore a backup",
-    "unable to open": "; set MOBD_DATA_DIR to a directory to write in",
-    "readonly": "; set MOBD_DATA_DIR to a directory to write in",
-    "is full": "; make room on its disk",
-}
 
 
 class CannotStart(Exception):
@@ -213,9 +205,7 @@ async def serving(config: Config) -> AsyncIterator[Server]:
                 if isinstance(taken, AddressTaken)
                 else ("MOBD_HTTP_LISTEN", config.http_listen)
             )
-            raise CannotStart(
-                f"{value} can't be listened on: another server may have it; set {name} to a free one"
-            ) from None
+            raise CannotStart(f"{value} can't be listened on: {taken}; set {name} to a free one") from None
         _say_serving(server, database.engine, revision)
         try:
             await recover(server)
@@ -429,8 +419,7 @@ def _told(url: URL) -> Iterator[None]:
         raise CannotStart(f"the database {url.render_as_string()} is of a newer mobd: run that one ({error})") from None
     except SQLAlchemyError as error:
         said = _cause(error)
-        remedy = next((remedy for words, remedy in REMEDIES.items() if words in said), "")
-        raise CannotStart(f"the database {url.render_as_string()} does not answer: {said}{remedy}") from None
+        raise CannotStart(f"the database {url.render_as_string()} does not answer: {said}{remedy(said)}") from None
 
 
 def _new_log_id() -> Callable[[], str]:
@@ -440,10 +429,15 @@ def _new_log_id() -> Callable[[], str]:
 
 
 def _ready(engine: Engine) -> str:
-    """Return the revision of the database, which is that of this build. A file is brought there; others are not."""
+    """Return the revision of the database, which is that of this build. A file is brought there; others are not.
+
+    Raises if nothing can be written: a server that only finds that out later takes calls that it can't answer.
+    """
     if engine.dialect.name == "sqlite":
         schema.upgrade(engine)
-    return _check_schema(engine)
+    revision = _check_schema(engine)
+    write_nothing(engine)
+    return revision
 
 
 def _check_schema(engine: Engine) -> str:

@@ -179,6 +179,7 @@ def load(file: Path | None = None, **flags: Any) -> Config:
     except faults.FaultsInvalid as wrong:
         raise ConfigInvalid(str(wrong)) from None
     secrets = Path(os.environ.get(SECRETS_VARIABLE) or SECRETS)
+    _check_secrets(secrets)
 
     class Loaded(Config):
         model_config = SettingsConfigDict(secrets_dir=secrets if secrets.is_dir() else None)
@@ -219,6 +220,27 @@ def _refuse_unknown_variables() -> None:
     unknown = [name for name in os.environ if name.startswith(PREFIX) and name not in known and not _KUBERNETES(name)]
     if unknown:
         raise ConfigInvalid("\n".join(f"{name}: no such setting{_meant(name, known)}" for name in sorted(unknown)))
+
+
+def _check_secrets(folder: Path) -> None:
+    """Refuse a secret that can't be read, or that begins like a setting and is none; all others are somebody else's."""
+    if not folder.is_dir():
+        return
+    known = {PREFIX.lower() + name for name in Config.model_fields}
+    wrong = []
+    try:
+        for file in sorted(folder.iterdir()):
+            name = file.name.lower()
+            if name in known:
+                file.read_bytes()
+            elif name.startswith(PREFIX.lower()):
+                wrong.append(f"{file}: no such setting{_meant(name, known)}")
+    except OSError as error:
+        raise ConfigInvalid(
+            f"the secret {error.filename} can't be read: {error.strerror}; make it readable for the user of mobd"
+        ) from None
+    if wrong:
+        raise ConfigInvalid("\n".join(wrong))
 
 
 def _line(error: Any) -> str:

@@ -1,15 +1,18 @@
 """deploy/prometheus: each alarm sounds when it should and not before, as Prometheus itself evaluates it."""
 
+import json
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import yaml
 from msgspec import Struct
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, Process, free_port, until
+from tests.support.served import Served
 from tests.support.settings import setting
 
 FOLDER = ROOT / "deploy" / "prometheus"
@@ -108,11 +111,11 @@ CASES: dict[str, list[Case]] = {
 
 
 @cache
-def promtool() -> str:
-    """Return where promtool is; without it the test is skipped, or fails if MOBD_REQUIRE_PROMTOOL is set."""
-    found = shutil.which("promtool")
+def tool(name: str) -> str:
+    """Return where promtool or prometheus is; without it a test is skipped, or fails under MOBD_REQUIRE_PROMTOOL."""
+    found = shutil.which(name)
     if found is None:
-        reason = "promtool is not installed (Debian: the package prometheus): NO ALARM WAS TESTED"
+        reason = f"{name} is not installed (Debian: the package prometheus): NO ALARM WAS TESTED"
         if setting("MOBD_REQUIRE_PROMTOOL"):
             pytest.fail(reason)
         pytest.skip(reason)
@@ -120,7 +123,7 @@ def promtool() -> str:
 
 
 def run(*arguments: str) -> str:
-    done = subprocess.run([promtool(), *arguments], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([tool("promtool"), *arguments], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -170,3 +173,54 @@ def test_an_alarm_says_how_urgent_it_is_and_what_it_means() -> None:
     for name, rule in rules().items():
         assert rule["labels"]["severity"] in {"critical", "warning"}, name
         assert rule["annotations"].keys() == {"summary"}, name
+
+
+class Prometheus(Process):
+    """Prometheus itself, with the configuration of the repository; it scrapes one server, and more often."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.log = folder / "prometheus.log"
+        shutil.copy2(FOLDER / "alarms.yml", folder)
+        text = (FOLDER / "prometheus.yml").read_text()
+        for written, here in (("server:7781", target), ("localhost:9090", self.address), ("15s", "1s")):
+            assert written in text
+            text = text.replace(written, here)
+        (folder / "prometheus.yml").write_text(text)
+        argv = [
+            tool("prometheus"),
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={self.address}",
+        ]
+        with self.log.open("ab") as output:
+            self._popen = subprocess.Popen(argv, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+
+    def asked(self, path: str) -> Any:
+        """Return what its API answers; None while it does not."""
+        try:
+            with urlopen(f"http://{self.address}/api/v1/{path}", timeout=10) as answer:
+                return json.load(answer)["data"]
+        except OSError:
+            return None
+
+
+@pytest.mark.asyncio
+async def test_prometheus_scrapes_a_server_and_evaluates_every_alarm(tmp_path: Path) -> None:
+    tool("prometheus")
+    served = Served(tmp_path / "server", None, {"MOBD_HTTP_LISTEN": f"127.0.0.1:{free_port()}"})
+    async with served:
+        prometheus = Prometheus(tmp_path, served.settings["MOBD_HTTP_LISTEN"])
+        try:
+            ready = await until(lambda: (prometheus.asked("query?query=mobd_ready") or {}).get("result"), "a scrape")
+            assert [(one["metric"]["job"], one["value"][1]) for one in ready] == [("mobd", "1")]
+
+            def evaluated() -> list[dict[str, Any]]:
+                found = [rule for group in prometheus.asked("rules")["groups"] for rule in group["rules"]]
+                return found if all(rule["health"] != "unknown" for rule in found) else []
+
+            found = await until(evaluated, "every alarm to be evaluated")
+            assert {rule["name"] for rule in found} == rules().keys()
+            assert {(rule["health"], rule["state"]) for rule in found} == {("ok", "inactive")}, found
+        finally:
+            prometheus.kill()

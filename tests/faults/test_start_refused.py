@@ -1,16 +1,17 @@
 """A server that can't start says in one line why, and what to do; one that is told of other tokens goes on."""
 
 import asyncio
-import os
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 from tests.faults.conftest import World
-from tests.support.processes import WAIT_S, Process, until
+from tests.support.postgres import Cluster
+from tests.support.processes import WAIT_S, Process, free_port, until
 from tests.support.served import Served
 
 import mobd
@@ -41,7 +42,8 @@ async def test_two_servers_do_not_share_a_data_directory(alone: World) -> None:
 async def test_a_port_that_is_taken_is_named(alone: World) -> None:
     first = await alone.serve()
     second = Served(alone.folder / "second", None, {"MOBD_LISTEN": first.target})
-    assert first.target in await refused(second)
+    said = await refused(second)
+    assert f"{first.target} can't be listened on: Address already in use; set MOBD_LISTEN to a free one" in said
 
 
 @pytest.mark.asyncio
@@ -133,14 +135,173 @@ async def test_a_tokens_file_that_can_not_be_used_is_named(alone: World, text: s
     assert "secret" not in said
 
 
+# Runs the rest of the command line as one whom the modes of files bind, also if the tests are run by root.
+BOUND = """
+import ctypes, os, sys
+if os.geteuid() == 0:
+    for capability in (1, 2):
+        if ctypes.CDLL(None).prctl(24, capability, 0, 0, 0):
+            sys.exit("no capability could be dropped")
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+async def refused_to_bound(world: World, *argv: str, **settings: str) -> str:
+    """Return the one line that a command says whose user may not read or write everything."""
+    served = Served(world.folder, None, settings)
+    process = Process(["-c", BOUND, "-m", "mobd_server", *argv], served.settings, world.folder / "bound.log")
+    assert await process.ended() == 1, process.output()
+    lines = process.output().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def _closed(folder: Path) -> dict[str, str]:
+    folder.mkdir(mode=0)
+    return {"MOBD_DATA_DIR": str(folder)}
+
+
+def _within(folder: Path) -> dict[str, str]:
+    folder.mkdir(mode=0)
+    return {"MOBD_DATA_DIR": str(folder / "data")}
+
+
+def _read_only(folder: Path) -> dict[str, str]:
+    folder.mkdir(mode=0o555)
+    return {"MOBD_DATA_DIR": str(folder)}
+
+
+def _lock(folder: Path) -> dict[str, str]:
+    folder.mkdir()
+    (folder / "mobd.db.lock").touch(mode=0)
+    return {"MOBD_DATA_DIR": str(folder)}
+
+
+def _tokens(folder: Path) -> dict[str, str]:
+    folder.touch(mode=0)
+    return {"MOBD_TOKENS_FILE": str(folder)}
+
+
+def _settings(folder: Path) -> dict[str, str]:
+    folder.touch(mode=0)
+    return {"MOBD_CONFIG": str(folder)}
+
+
+def _secret(folder: Path) -> dict[str, str]:
+    folder.mkdir()
+    (folder / "mobd_database_password").touch(mode=0)
+    return {"MOBD_SECRETS_DIR": str(folder)}
+
+
 @pytest.mark.asyncio
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-async def test_a_directory_or_file_that_others_own_is_named(alone: World) -> None:
-    closed = alone.folder / "closed"
-    closed.mkdir(mode=0)
-    assert str(closed) in await refused(Served(alone.folder, None, {"MOBD_DATA_DIR": str(closed)}))
-    served = Served(alone.folder / "second", None, {"MOBD_TOKENS_FILE": str(closed / "tokens")})
-    assert "Permission denied" in await refused(served)
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_closed, "Permission denied; set MOBD_DATA_DIR to a directory to write in"),
+        (_within, "Permission denied; set MOBD_DATA_DIR to a directory to write in"),
+        (_read_only, "Permission denied; set MOBD_DATA_DIR to a directory to write in"),
+        (_lock, "Permission denied; set MOBD_DATA_DIR to a directory to write in"),
+        (_tokens, "can't be read: Permission denied"),
+        (_settings, "can't be read: Permission denied"),
+        (_secret, "can't be read: Permission denied; make it readable for the user of mobd"),
+    ],
+)
+async def test_a_file_or_directory_that_is_not_open_to_it_is_named(
+    alone: World, make: Callable[[Path], dict[str, str]], says: str
+) -> None:
+    there = alone.folder / "there"
+    said = await refused_to_bound(alone, "serve", **make(there))
+    assert says in said
+    assert str(there) in said
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("mode", [0o444, 0])
+async def test_a_database_that_can_not_be_written_is_refused_before_anybody_calls(alone: World, mode: int) -> None:
+    served = await alone.serve()
+    assert await served.terminate() == 0
+    file = served.data / "mobd.db"
+    file.chmod(mode)
+    said = await refused_to_bound(alone, "serve", MOBD_DATA_DIR=str(served.data))
+    assert str(file) in said
+    assert "set MOBD_DATA_DIR to a directory to write in" in said
+
+
+@pytest.mark.asyncio
+async def test_a_backup_to_where_nothing_can_be_written_says_so(alone: World) -> None:
+    served = await alone.serve()
+    (alone.folder / "closed").mkdir(mode=0)
+    target = alone.folder / "closed" / "backup.db"
+    said = await refused_to_bound(alone, "backup", str(target), MOBD_DATA_DIR=str(served.data))
+    assert f"{target}: Permission denied" in said
+
+
+@pytest.mark.asyncio
+async def test_a_secret_that_is_no_setting_is_named(alone: World) -> None:
+    """Otherwise a server with a misspelt one would begin with an empty database of another kind."""
+    secrets = alone.folder / "secrets"
+    secrets.mkdir()
+    (secrets / "mobd_databse_url").write_text("postgresql://mobd@db/mobd")
+    (secrets / "of_another_service").touch(mode=0)
+    said = await refused(Served(alone.folder, None, {"MOBD_SECRETS_DIR": str(secrets)}))
+    assert f"{secrets}/mobd_databse_url: no such setting; did you mean mobd_database_url?" in said
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("address", "says"), [("192.0.2.7:0", "Cannot assign requested address"), ("nowhere.invalid:0", "")]
+)
+async def test_an_address_that_is_not_of_this_machine_is_named(alone: World, address: str, says: str) -> None:
+    said = await refused(Served(alone.folder, None, {"MOBD_LISTEN": address, "MOBD_INSECURE_LISTEN": "true"}))
+    assert f"{address} can't be listened on: " in said
+    assert says in said
+    assert "set MOBD_LISTEN to a free one" in said
+
+
+@pytest.fixture
+def asking_for_passwords(postgres: Cluster) -> Iterator[Cluster]:
+    """A cluster that lets nobody in without a password; `postgres` knows whether there may be one."""
+    cluster = Cluster()
+    try:
+        with psycopg.connect(cluster.url("postgres"), autocommit=True) as connection:
+            connection.execute("CREATE ROLE walk LOGIN PASSWORD 'right'")
+            connection.execute("ALTER ROLE mobd PASSWORD 'right'")
+            (cluster.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
+            connection.execute("SELECT pg_reload_conf()")
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@pytest.mark.asyncio
+async def test_a_postgresql_that_can_not_be_used_is_named_with_what_to_do(
+    alone: World, asking_for_passwords: Cluster
+) -> None:
+    port = asking_for_passwords.port
+
+    async def said(user: str, at: int, database: str, command: str = "serve") -> str:
+        settings = Served(alone.folder, f"postgresql://{user}@127.0.0.1:{at}/{database}").settings
+        process = Process(["-m", "mobd_server", command], settings, alone.folder / "pg.log")
+        assert await process.ended() == 1
+        (line,) = process.output().splitlines()
+        (alone.folder / "pg.log").unlink()
+        assert "right" not in line
+        return line
+
+    assert "start it, or set MOBD_DATABASE_URL" in await said("mobd:right", free_port(), "postgres")
+    assert "correct MOBD_DATABASE_PASSWORD" in await said("mobd:wrong", port, "postgres")
+    assert "set MOBD_DATABASE_PASSWORD" in await said("mobd", port, "postgres")
+    assert "create it with createdb" in await said("mobd:right", port, "nowhere")
+    assert "run mobd migrate" in await said("mobd:right", port, "postgres")
+    assert "grant it to the user" in await said("walk:right", port, "postgres", "migrate")
+    url = f"postgresql://mobd:right@127.0.0.1:{port}"
+    migrate = Process(
+        ["-m", "mobd_server", "migrate"], {"MOBD_DATABASE_URL": f"{url}/postgres"}, alone.folder / "m.log"
+    )
+    assert await migrate.ended() == 0, migrate.output()
+    with psycopg.connect(f"{url}/template1", autocommit=True) as connection:
+        connection.execute("ALTER DATABASE postgres SET default_transaction_read_only = on")
+    assert "set MOBD_DATABASE_URL to the primary" in await said("mobd:right", port, "postgres")
 
 
 @pytest.mark.asyncio

@@ -28,7 +28,7 @@ POLL_S: Final = 0.2
 
 
 class PortTaken(Exception):
-    """The address can't be listened on."""
+    """The address can't be listened on; the message says why."""
 
 
 class _Quiet(WSGIRequestHandler):
@@ -74,7 +74,7 @@ class Web:
         try:
             self._server = kind((host.strip("[]"), int(port)), _Quiet)
         except OSError as error:
-            raise PortTaken(f"{listen}: {error.strerror}") from None
+            raise PortTaken(error.strerror) from None
         self.address = f"{host}:{self._server.server_port}"
         self._server.set_app(self._answer)
         self._thread = threading.Thread(target=self._server.serve_forever, name="mobd-web", args=(POLL_S,), daemon=True)

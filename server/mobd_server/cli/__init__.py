@@ -16,7 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with settings; also MOBD_CONFIG.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", readable=False, help="A TOML file with settings; also MOBD_CONFIG.")
+]
 tokens = typer.Typer(help="The tokens by which a server knows its callers.", no_args_is_help=True)
 app.add_typer(tokens, name="token")
 
@@ -40,7 +42,9 @@ def _mobd(
 def serve(
     config: ConfigFile = None,
     listen: Annotated[str | None, typer.Option(help="Address and port; also MOBD_LISTEN.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where SQLite's file is; also MOBD_DATA_DIR.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(readable=False, help="Where SQLite's file is; also MOBD_DATA_DIR.")
+    ] = None,
 ) -> None:
     """Run a server. SIGTERM drains it; a second signal ends it at once."""
     from mobd_server.cli.serving import serve
@@ -58,7 +62,8 @@ def migrate(config: ConfigFile = None) -> None:
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="The copy; it must not be there yet.")], config: ConfigFile = None
+    file: Annotated[Path, typer.Argument(readable=False, help="The copy; it must not be there yet.")],
+    config: ConfigFile = None,
 ) -> None:
     """Copy the SQLite database, also while a server runs. The copy's logs have new names."""
     from mobd_server.cli.serving import backup

@@ -1,6 +1,7 @@
 """The gRPC server: its services, its limits, its health."""
 
 import asyncio
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
@@ -52,7 +53,7 @@ FLUSH_S: Final = 1.0
 
 
 class AddressTaken(Exception):
-    """The address can't be listened on."""
+    """The address can't be listened on; the message says why."""
 
 
 class Transport(Struct, frozen=True):
@@ -98,10 +99,10 @@ class RpcServer:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             port = self._server.add_insecure_port(self._listen)
-        except RuntimeError as error:
-            raise AddressTaken(str(error)) from None
+        except RuntimeError:
+            port = 0
         if port == 0:
-            raise AddressTaken(self._listen)
+            raise AddressTaken(_why_not(self._listen))
         await self._server.start()
         return f"{self._listen.rpartition(':')[0]}:{port}"
 
@@ -152,6 +153,21 @@ class RpcServer:
     async def _set_health(self, answer: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         for name in ["", *self._names]:
             await self._health.set(name, answer)
+
+
+def _why_not(listen: str) -> str:
+    """Return why an address can't be listened on: gRPC does not tell."""
+    host, _, port = listen.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen(1)
+    except OSError as error:
+        return str(error.strerror)
+    return "another server may have it"
 
 
 def _options(transport: Transport) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ since the log has another name there, such a cursor is refused instead of skippi
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -146,4 +146,6 @@ def _sync(path: Path) -> None:
 
 def _remove(partial: Path) -> None:
     for suffix in ("", "-wal", "-shm", "-journal"):
-        partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+        # Where nothing can be removed nothing was made.
+        with suppress(PermissionError):
+            partial.with_name(partial.name + suffix).unlink(missing_ok=True)

@@ -76,6 +76,16 @@ def spans_of(group: Sequence[Append], places: Sequence[int]) -> list[Span]:
     return spans
 
 
+def write_nothing(engine: Engine) -> None:
+    """Commit a write that leaves nothing: a read answers on a full disk, and on a server that became a standby.
+
+    Raises what the driver does.
+    """
+    with turn(engine), engine.execution_options(writes=True).begin() as connection:
+        connection.execute(insert(sessions).values(_PROBE))
+        connection.execute(delete(sessions).where(sessions.c.mob_id == _PROBE["mob_id"]))
+
+
 class SqlWriter:
     """Commits groups on a thread of its own; see ports.Writer."""
 
@@ -264,13 +274,10 @@ class SqlWriter:
             return f"{type(error).__name__}: {error}"
 
     def _answers(self) -> bool:
-        """Commit a write that leaves nothing: a read answers on a full disk, and on a server that became a standby."""
         self._discard()
         self._engine.dispose()
         try:
-            with turn(self._engine), self._engine.execution_options(writes=True).begin() as connection:
-                connection.execute(insert(sessions).values(_PROBE))
-                connection.execute(delete(sessions).where(sessions.c.mob_id == _PROBE["mob_id"]))
+            write_nothing(self._engine)
         except Exception:  # noqa: BLE001 - whatever it is, the store does not answer
             return False
         return True
