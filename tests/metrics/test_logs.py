@@ -191,3 +191,13 @@ def test_every_name_is_in_the_catalogue_with_its_levels_and_no_other() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \| \S", section, re.MULTILINE)
     assert len(rows) == len(dict(rows))
     assert {name: set(levels.split(", ")) for name, levels in rows} == found_in_code()
+
+
+def test_an_answer_whose_caller_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = Said(monkeypatch, "json")
+    core = logging.getLogger("grpc._cython.cygrpc")
+    core.error("ExecuteBatchError raised in core by servicer method [%s]" % "/a/b")  # noqa: UP031 as gRPC does
+    core.error("Unexpected [%s] raised by servicer method [%s]", "KeyError", "/a/b")
+    assert [json.loads(line)["event"] for line in said.text.splitlines()] == [
+        "Unexpected [KeyError] raised by servicer method [/a/b]"
+    ]

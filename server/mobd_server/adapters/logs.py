@@ -11,6 +11,8 @@ from mobd_server.actors.calling import calling
 Format = Literal["auto", "json", "text"]
 
 _HANDLER_NAME: Final = "mobd"
+_CORE: Final = "grpc._cython.cygrpc"
+_FOUND_NOBODY: Final = "ExecuteBatchError raised in core by servicer method"
 
 
 def add_calling(_: object, __: str, line: Any) -> Any:
@@ -51,3 +53,12 @@ def set_up(level: str, form: Format) -> None:
     # Libraries say much that is of no use to who runs mobd.
     for name in ("grpc", "asyncio", "alembic", "sqlalchemy"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger(_CORE).addFilter(of_use)
+
+
+def of_use(record: logging.LogRecord) -> bool:
+    """Leave out that an answer found nobody: its caller left, or its deadline passed, while it was being sent.
+
+    gRPC leaves it out itself if it knows by then that the caller has left, and else tells it as an error.
+    """
+    return not str(record.msg).startswith(_FOUND_NOBODY)
