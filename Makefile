@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ign
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve up down image-check migrate test test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants checker-mutants simulate soak lock clean
+.PHONY: help setup demo serve up down image-check migrate test fuzz test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants checker-mutants simulate soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ soak: setup ## kill servers and agents under a long load, on both stores (MOBD_T
 
 crash: setup ## kill, freeze, cut off and starve servers, agents and databases (KILLS=200 times; MOBD_TEST_SEED repeats)
 	MOBD_TEST_KILLS=$(or $(KILLS),50) $(BIN)/python -m pytest tests/crash -s $(PYTEST_ARGS)
+
+fuzz: setup ## send a server random requests (REQUESTS=100000, FROM=seed, STORE=postgresql; ONLY=call and REPLAY=file repeat)
+	$(BIN)/python scripts/fuzz.py $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(FROM),--seed $(FROM)) \
+		$(if $(STORE),--store $(STORE)) $(if $(ONLY),--only $(ONLY)) $(if $(REPLAY),--replay $(REPLAY)) $(FUZZ_ARGS)
 
 test-floor: .venv-floor/.mobd ## run the client's tests with the oldest dependencies that it supports
 	PYTHONPATH=client .venv-floor/bin/python -m pytest --confcutdir=tests/client -m floor tests/client

@@ -178,7 +178,7 @@ class Generator:
 
     def _enum(self, field: FieldDescriptor, rules: Rules) -> int:
         assert field.enum_type is not None
-        if self._wild():
+        if self._wild() and not field.enum_type.is_closed:
             return self.rng.choice((0, 99, -1, (1 << 31) - 1, -(1 << 31)))
         known = [value.number for value in field.enum_type.values]
         return self.rng.choice([number for number in known if number or not rules.required])

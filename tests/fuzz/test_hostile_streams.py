@@ -216,7 +216,7 @@ async def test_a_unary_call_with_another_number_of_messages_ends(besieged: Besie
 LARGE = {
     "json": '{"profiles":{"a":{"context":[' + "[[]]," * (MIB // 6) + "1]}}}",
     "yaml": "- [[]]\n" * (MIB // 8),
-    "yaml of few values": "profiles: {a: {context: [" + f"\"{'x' * 100}\"," * 5_000 + "1]}}",
+    "yaml of few values": "profiles: {a: {context: [" + f'"{"x" * 100}",' * 5_000 + "1]}}",
     "toml": "".join(f"[a{number}]\nb=1\n" for number in range(15_000)),
 }
 
