@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from prometheus_client import CollectorRegistry, generate_latest
 from tests.actors.hub_world import AgentPeer, HubWorld
 from tests.actors.world import ANYBODY
-from tests.metrics.scraping import scrape
+from tests.metrics.scraping import Scrape, scrape
 from tests.rpc.conftest import settings, speaking
 from tests.rpc.speaking import RawAgent, Speaker
 from tests.support.loops import ticks
 
 from mobd_server.actors import frames as f
+from mobd_server.adapters.metrics.gauges import Gauges
 from mobd_server.errors import MobFormatNewer, MobQuarantined
 from mobd_server.machines import commands as c
 from mobd_server.services.census import AT_ONCE, FRESH_S, FRESH_TIMES, Census, Numbers
+from mobd_server.services.readiness import Readiness
 
 pytestmark = pytest.mark.asyncio
 
@@ -235,6 +238,75 @@ async def test_a_scrape_shows_what_was_counted(peer: Speaker) -> None:
     operations = [found.value("mobd_operations", state=state) for state in ("provisioning", "running", "retiring")]
     assert sum(operations) == 2
     assert found.value("process_resident_memory_bytes") > 1 << 20
+
+
+async def test_every_number_is_shown_under_its_own_name() -> None:
+    world = HubWorld()
+    actor = await world.create("ada")
+    asked = census(world)
+    asked._numbers = Numbers(
+        mobs=11,
+        unreadable=12,
+        newer=13,
+        members=14,
+        unserved=15,
+        runs=16,
+        operations={"provisioning": 17, "running": 18, "retiring": 19},
+        inputs_waiting=20,
+        oldest_input_s=21,
+        agents_connected=22,
+        agents_suspended=23,
+        agents_draining=24,
+        suspensions=25,
+        streams=26,
+        followers=27,
+        waiters=28,
+        lag=29,
+    )
+    asked._fresh_until = float("inf")
+    world.writer.open = False
+    actor.submit(c.SpawnMember(c.MemberSpec("bob", "analyst")), ANYBODY)
+    await ticks()
+    world.clock.advance(30)
+    readiness = Readiness(world.journal, world.registry)
+    registry = CollectorRegistry()
+    registry.register(Gauges(asked, readiness, 31, {"version": "32"}, asyncio.get_running_loop()))
+    found = Scrape((await asyncio.to_thread(generate_latest, registry)).decode())
+    lag = found.samples.pop(("mobd_loop_lag_seconds", frozenset()))
+    assert 0 <= lag < 10
+    assert {(name, *dict(labels).values()): value for (name, labels), value in found.samples.items()} == {
+        ("mobd_build_info", "32"): 1,
+        ("mobd_loop_answered",): 1,
+        ("mobd_ready",): 0,
+        ("mobd_journal_down",): 0,
+        ("mobd_journal_slots",): 31,
+        ("mobd_journal_appends_waiting",): 1,
+        ("mobd_journal_queue_age_seconds",): 30,
+        ("mobd_mobs_loaded",): 11,
+        ("mobd_mobs_quarantined", "unreadable"): 12,
+        ("mobd_mobs_quarantined", "format_newer"): 13,
+        ("mobd_members",): 14,
+        ("mobd_members_without_executor",): 15,
+        ("mobd_runs_in_flight",): 16,
+        ("mobd_operations", "provisioning"): 17,
+        ("mobd_operations", "running"): 18,
+        ("mobd_operations", "retiring"): 19,
+        ("mobd_inputs_waiting",): 20,
+        ("mobd_oldest_input_seconds",): 21,
+        ("mobd_agents", "connected"): 22,
+        ("mobd_agents", "suspended"): 23,
+        ("mobd_agents", "draining"): 24,
+        ("mobd_agent_suspensions_total",): 25,
+        ("mobd_agent_streams",): 26,
+        ("mobd_watches", "events"): 27,
+        ("mobd_watches", "condition"): 28,
+        ("mobd_watch_lag_events",): 29,
+    }
+    readiness.recovered = True
+    found = Scrape((await asyncio.to_thread(generate_latest, registry)).decode())
+    assert found.value("mobd_ready") == 1
+    world.writer.open = True
+    world.writer.commit()
 
 
 async def test_a_scrape_shows_what_is_wrong(peer: Speaker) -> None:
