@@ -112,9 +112,9 @@ class Facts:
     last_fence: int = 0
     operations: dict[str, Plain] = field(default_factory=dict)
     ended_operations: dict[str, Plain] = field(default_factory=dict)
-    # member -> its highest generation, and when it left the roster.
+    # member -> its highest generation, and the event with which it left the roster.
     generations: dict[str, int] = field(default_factory=dict)
-    left_at: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
     # (kind, member) -> the numbers of those events, in order.
     places: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     breaches: list[Verdict] = field(default_factory=list)

@@ -103,7 +103,8 @@ def _incarnate(facts: Facts, event: Plain, fact: Plain) -> None:
     name = event["member_id"]
     generation, before = fact.get("generation", 0), facts.generations.get(name)
     _fence(facts, fact.get("fence_token", 0), event)
-    if before is not None and generation <= before and event.get("time", 0) - facts.left_at.get(name, 0) < DAY_US:
+    forgotten = name in facts.left and _a_day_passed(facts, facts.left[name], event)
+    if before is not None and generation <= before and not forgotten:
         facts.breach(NEVER_REUSED, f"member {name} is again at generation {generation}, after {before}", event)
     operation = fact.get("operation_id", "")
     if operation in facts.operations:
@@ -176,7 +177,7 @@ def _member_retired(facts: Facts, event: Plain) -> None:
     _stripped(facts, member, event)
     if event.get("member_retired", {}).get("generation", 0) != member.generation:
         facts.breach(NEVER_REUSED, f"{member.name} leaves and is at generation {member.generation}", event)
-    facts.left_at[member.name] = event.get("time", 0)
+    facts.left[member.name] = event.get("seq", 0)
     del facts.roster[member.name]
 
 
@@ -261,7 +262,7 @@ def _input_accepted(facts: Facts, event: Plain) -> None:
         input_id,
         member.name,
         event,
-        fact.get("handling_mode", ""),
+        fact.get("handling_mode", QUEUE),
         fact.get("input_kind", ""),
         fact.get("silent", False),
         fact.get("content", {}),
@@ -276,11 +277,17 @@ def _input_accepted(facts: Facts, event: Plain) -> None:
 
 def _forgotten(facts: Facts, before: InputFact, event: Plain) -> bool:
     """Whether a key may be accepted anew: its input ended a day ago, or 4,096 have ended since."""
-    ended = facts.event(before.end_seq)
-    if ended is None:
+    if not before.end_seq:
         return False
     since = sum(1 for one in facts.inputs.values() if one.member == before.member and one.end_seq > before.end_seq)
-    return bool(event.get("time", 0) - ended.get("time", 0) >= DAY_US or since >= KEYS_KEPT)
+    return _a_day_passed(facts, before.end_seq, event) or since >= KEYS_KEPT
+
+
+def _a_day_passed(facts: Facts, since: int, event: Plain) -> bool:
+    """Whether the server's clock, which may be set, ever showed a day more than at event `since`."""
+    began, now = (one.get("seq", 0) for one in (facts.event(since) or {}, event))
+    times = [one.get("time", 0) for one in facts.log[max(0, began - 1) : now]]
+    return bool(times) and max(times) - times[0] >= DAY_US
 
 
 def _input(facts: Facts, canonical: str, event: Plain) -> InputFact:
