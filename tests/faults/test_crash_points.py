@@ -130,3 +130,18 @@ async def test_a_publication_that_fails_is_made_good_by_the_next_load(world: Wor
     answer = await delivered(peer)
     assert answer.HasField("deduplicated")
     check_gap_free(await peer.log())
+
+
+@pytest.mark.parametrize("point", ["before_acquire", "after_acquire", "during_recovery"])
+async def test_a_mob_that_can_not_be_taken_over_at_the_start_is_taken_over_soon(world: World, point: str) -> None:
+    served, peer = await armed(world, "")
+    agent = world.agent(served, "agent")
+    await peer.deliver("ada", "one", do="sleep", s=1)
+    await agent.called()
+    served.kill9()
+    served.settings["MOBD_FAULT"] = f"{point}:fail*2"
+    await served.restart()
+    ended = await peer.end_of("ada", "one")
+    assert ended.state == bridge_pb2.INPUT_STATE_CONSUMED
+    assert served.process.output().count("fault_happens") == 2
+    check_runs(await peer.log())

@@ -15,13 +15,14 @@ from mobd_server import faults
 CODE = [*(ROOT / "server").rglob("*.py"), *(ROOT / "migrations").rglob("*.py")]
 
 
-def test_each_point_is_in_the_code_once_and_asks_first_whether_anything_is_armed() -> None:
+def test_each_point_is_in_the_code_and_asks_first_whether_anything_is_armed() -> None:
     texts = [path.read_text() for path in CODE if path.name != "faults.py"]
     calls = [name for text in texts for name in re.findall(r"\breach\(\"(\w+)\"\)", text)]
     guarded = [
         name for text in texts for name in re.findall(r"^ +if ARMED:\n +reach\(\"(\w+)\"\)$", text, re.MULTILINE)
     ]
-    assert sorted(calls) == sorted(guarded) == sorted(faults.POINTS)
+    assert sorted(calls) == sorted(guarded)
+    assert set(calls) == set(faults.POINTS)
 
 
 def test_nothing_is_armed_without_the_variable() -> None:

@@ -98,10 +98,12 @@ class Ahead:
         mob_ids = [mob_id for mob_id in mob_ids if not self._is_known(mob_id)]
         done = asyncio.get_running_loop().create_future()
         self._acquiring |= dict.fromkeys(mob_ids, done)
-        if ARMED:
-            reach("before_acquire")
         try:
+            if ARMED:
+                reach("before_acquire")
             taken = await self._store.acquire_many(mob_ids)
+            if ARMED:
+                reach("after_acquire")
         except Unavailable as error:
             log.warning("acquire_failed", extra={"mobs": len(mob_ids), "error": error.message})
             taken = {}
@@ -110,8 +112,6 @@ class Ahead:
             for mob_id in mine:
                 del self._acquiring[mob_id]
             done.set_result(None)
-        if ARMED:
-            reach("after_acquire")
         for mob_id in mine:
             if mob_id in taken:
                 self._begun[mob_id] = Begun(taken[mob_id])
