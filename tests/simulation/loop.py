@@ -49,6 +49,8 @@ class SimLoop(asyncio.SelectorEventLoop):
         self._tasks: list[asyncio.Task[Any]] = []
         self._dead: list[Node] = []
         self._parked: list[asyncio.Handle] = []
+        #: Whether what one node has ready runs in any order, too: asyncio does not do so, and nothing should need it.
+        self.shuffles = False
         #: How many callbacks ran.
         self.steps = 0
         #: What nobody caught.
@@ -106,7 +108,10 @@ class SimLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         self._sort()
         node = self._choose()
-        handle = self._queues[node].popleft()
+        queue = self._queues[node]
+        if self.shuffles and len(queue) > 1:
+            queue.rotate(-self._chance.randrange(len(queue)))
+        handle = queue.popleft()
         if not handle.cancelled():
             self.steps += 1
             if self.steps > self._most_steps:

@@ -29,6 +29,9 @@ class SimNetwork(Network):
         self._loop = loop
         self._cut: dict[str, float] = {}
         self.healed = False
+        # How often a connection breaks behind a message, and a call that was answered comes again.
+        self._break_odds = chance.choice([0.0, 0.0, 0.005, 0.03])
+        self._repeat_odds = chance.choice([0.0, 0.0, 0.03, 0.2])
 
     def delay(self, sender: Node | None, receiver: Node | None) -> float:
         """Return how long the next message takes: what is sent over a cut link arrives when it is whole again."""
@@ -40,6 +43,18 @@ class SimNetwork(Network):
         delay = drawn * LATE_S if self._chance.random() < LATE else drawn * USUAL_S
         until = max((self._cut.get(node.name, 0.0) for node in (sender, receiver) if node is not None), default=0.0)
         return max(0.0, until - self._loop.time()) + delay
+
+    def breaks(self) -> bool:
+        """Whether the connection breaks here."""
+        return not self.healed and self._chance.random() < self._break_odds
+
+    def repeats(self) -> bool:
+        """Whether the call that was answered comes again."""
+        return not self.healed and self._chance.random() < self._repeat_odds
+
+    def soon(self) -> float:
+        """Return a moment in which what was sent may or may not have arrived."""
+        return self._chance.random() * 3 * USUAL_S
 
     def cut(self, node: Node, seconds: float) -> None:
         """Let nothing reach a node or leave it for a while."""
@@ -56,8 +71,9 @@ class SimSystem(System):
 
     loops_apart = False
 
-    def __init__(self, place: Place, clock: VirtualClock, recorder: Recorder, seed: int) -> None:
+    def __init__(self, place: Place, network: SimNetwork, clock: VirtualClock, recorder: Recorder, seed: int) -> None:
         self._place = place
+        self._network = network
         self._clock = clock
         self._recorder = recorder
         self._seed = seed
@@ -85,7 +101,8 @@ class SimSystem(System):
 
     def open_channel(self, target: str, options: Sequence[tuple[str, Any]]) -> Any:
         node = here()
-        return RecordedChannel(LoopbackChannel(self._place, options), self._recorder, node.name if node else "test")
+        channel = LoopbackChannel(self._place, options)
+        return RecordedChannel(channel, self._network, self._recorder, node.name if node else "test")
 
     def open_loop(self, name: str) -> SameLoop:
         return SameLoop()
@@ -97,8 +114,9 @@ class SimSystem(System):
 class RecordedChannel:
     """A channel whose calls are in the history."""
 
-    def __init__(self, channel: LoopbackChannel, recorder: Recorder, who: str) -> None:
+    def __init__(self, channel: LoopbackChannel, network: SimNetwork, recorder: Recorder, who: str) -> None:
         self._channel = channel
+        self._network = network
         self._recorder = recorder
         self._who = who
 
@@ -108,11 +126,14 @@ class RecordedChannel:
     def unary_unary(self, path: str, *codec: Any, **codecs: Any) -> Any:
         method, rpc = self._channel.unary_unary(path, *codec, **codecs), path.rpartition("/")[2]
 
-        async def call(request: Any, **how: Any) -> Any:
+        async def once(request: Any, **how: Any) -> Any:
             mob = getattr(request, "mob_id", "")
             name = self._recorder.invoked(self._who, rpc, mob, plain(request))
             try:
-                answer = await method(request, **how)
+                made = method(request, **how)
+                if self._network.breaks():
+                    asyncio.get_running_loop().call_later(self._network.soon(), made.reset)
+                answer = await made
             except grpc.aio.AioRpcError as error:
                 self._recorder.failed(self._who, name, error.code().name, error.details() or "")
                 raise
@@ -121,6 +142,10 @@ class RecordedChannel:
                 raise
             self._recorder.answered(self._who, name, plain(answer))
             return answer
+
+        async def call(request: Any, **how: Any) -> Any:
+            answer = await once(request, **how)
+            return await once(request, **how) if self._network.repeats() else answer
 
         return call
 
@@ -135,7 +160,9 @@ class RecordedChannel:
 
     def stream_stream(self, path: str, *codec: Any, **codecs: Any) -> Any:
         method = self._channel.stream_stream(path, *codec, **codecs)
-        return lambda *requests, **how: RecordedAttach(method(*requests, **how), self._recorder, self._who)
+        return lambda *requests, **how: RecordedAttach(
+            method(*requests, **how), self._network, self._recorder, self._who
+        )
 
 
 class RecordedStream:
@@ -205,8 +232,9 @@ class RecordedWatch(RecordedStream):
 class RecordedAttach:
     """An agent's stream."""
 
-    def __init__(self, call: Call, recorder: Recorder, who: str) -> None:
+    def __init__(self, call: Call, network: SimNetwork, recorder: Recorder, who: str) -> None:
         self._call = call
+        self._network = network
         self._recorder = recorder
         self._who = who
         self._name = recorder.attached()
@@ -219,6 +247,8 @@ class RecordedAttach:
                 self._mob = frame.hello.mob_id
             self._recorder.sent(self._who, self._name, self._mob, kind, plain(getattr(frame, kind)))
         await self._call.write(request)
+        if self._network.breaks():
+            asyncio.get_running_loop().call_later(self._network.soon(), self._call.reset)
 
     async def read(self) -> Any:
         answer = await self._call.read()

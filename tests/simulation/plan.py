@@ -13,6 +13,9 @@ INPUTS: Final = 24
 # How long trouble lasts, in seconds of the world.
 HORIZON_S: Final = 40.0
 
+# What leaves little to be seen after it.
+ENDS: Final = ("complete", "destroy", "reset", "retire_all")
+
 # What a turn may do, and how often.
 MOODS: Final = {
     "succeed": 40,
@@ -88,19 +91,19 @@ def _asked(chance: random.Random) -> dict[str, Any]:
 
 
 CALLS: Final[dict[str, tuple[int, Maker]]] = {
-    "deliver": (44, _deliver),
-    "batch": (8, _drafts),
+    "deliver": (70, _deliver),
+    "batch": (10, _drafts),
     "ask": (8, _deliver),
     "interrupt": (5, _aimed),
     "hard_cancel": (5, _aimed),
-    "spawn": (6, _aimed),
+    "spawn": (10, _aimed),
     "retire_member": (3, _aimed),
     "respawn_member": (3, _aimed),
     "retire_runtime": (1, _aimed),
     "destroy_runtime": (1, _aimed),
     "retire_all": (1, _mob),
     "stop": (2, _mob),
-    "resume": (3, _mob),
+    "resume": (6, _mob),
     "reset": (1, _mob),
     "complete": (1, _mob),
     "destroy": (1, _mob),
@@ -112,17 +115,16 @@ CALLS: Final[dict[str, tuple[int, Maker]]] = {
     "watch": (3, lambda chance: {"seconds": chance.random() * 20}),
     "state": (1, _mob),
 }
+FAULTS: Final = ("aborted", "lost", "unknown", "crash_before", "crash_after", "crash_late")
 TROUBLES: Final[dict[str, tuple[int, Maker]]] = {
     "crash": (4, lambda chance: {"down_s": chance.random() * 4}),
     "restart": (2, lambda _: {}),
+    "zombie": (2, lambda chance: {"seconds": chance.random() * 6}),
     "freeze": (3, lambda chance: {"seconds": chance.random() * 8}),
     "disconnect": (2, lambda _: {}),
     "clock": (2, lambda chance: {"seconds": chance.choice([-90_000, -3600, -2, 2, 3600, 90_000])}),
     "store_away": (2, lambda chance: {"seconds": chance.random() * 8}),
-    "store_fault": (
-        5,
-        lambda chance: {"faults": chance.choices(["aborted", "lost", "unknown"], k=chance.randrange(1, 4))},
-    ),
+    "store_fault": (7, lambda chance: {"faults": chance.choices(FAULTS, k=chance.randrange(1, 4))}),
     "break": (4, lambda chance: {"host": chance.choice(HOSTS)}),
     "cut": (4, lambda chance: {"host": chance.choice(HOSTS), "seconds": chance.random() * 12}),
     "freeze_agent": (2, lambda chance: {"host": chance.choice(HOSTS), "seconds": chance.random() * 12}),
@@ -154,10 +156,10 @@ def draw(seed: int) -> list[Step]:
     steps = [Step(0.05, CLIENTS[0], "spawn", {"member": member}) for member in MEMBERS if chance.random() < 0.85]
     steps += [Step(chance.random() * 3, "agents", "start", _agent(chance)) for _ in range(chance.randrange(1, 4))]
     # Some worlds are busy, some are calm.
-    calls, troubles, agents = chance.randrange(10, 60), chance.randrange(0, 14), chance.randrange(1, 7)
+    calls, troubles, agents = chance.randrange(20, 110), chance.randrange(0, 14), chance.randrange(1, 7)
     for _ in range(calls):
         what, how = _drawn(chance, CALLS)
-        late = what in ("complete", "destroy", "reset", "retire_all") and chance.random() < 0.7
+        late = what in ENDS and chance.random() < 0.8
         at = HORIZON_S * (0.7 + 0.3 * chance.random() if late else chance.random())
         steps.append(Step(at, chance.choice(CLIENTS), what, how))
     for _ in range(troubles):

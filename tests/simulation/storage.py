@@ -25,8 +25,16 @@ class Storage:
         self.loop = loop
         self.memory = MemoryStore()
         self.node = Node("store")
-        # How many of the next groups fail, and how.
+        # What the next groups meet, in order:
+        # aborted       nothing is written, and that is told
+        # lost          nothing is written, and it is not known whether it was
+        # unknown       all is written, and it is not known whether it was
+        # crash_before  the server is gone, and nothing is written
+        # crash_after   all is written, and the server is gone
+        # crash_late    the server is gone, and what it sent is written when the next one may be at work already
         self.faults: list[str] = []
+        # Ends the server.
+        self.crash: Callable[[], None] = _nothing
         # Until when nothing is answered.
         self.away_until = 0.0
         self.healed = False
@@ -85,6 +93,13 @@ class SimWriter:
             fate: Any = "aborted" if fault == "aborted" else "unknown"
             self._tell(done, [Result(fate, "drawn") for _ in group])
             return
+        if fault.startswith("crash"):
+            self._storage.crash()
+            if fault == "crash_late":
+                delay = self._storage.chance.random() * 3
+                self._storage.loop.call_later(delay, self._writer._write, group, context=self._storage.node.context)
+            if fault != "crash_after":
+                return
         results = self._writer._write(group)
         self._tell(done, [Result("unknown", "drawn") for _ in group] if fault == "unknown" else results)
 
@@ -93,6 +108,10 @@ class SimWriter:
 
     def _tell(self, done: Callable[..., None], outcome: object) -> None:
         self._storage.loop.call_later(self._storage.delay(), done, outcome, context=self._node.context)
+
+
+def _nothing() -> None:
+    return
 
 
 class SimStore:

@@ -144,10 +144,12 @@ class World:
     async def _live(self) -> None:
         self.network = SimNetwork(self._chance("network"), self.loop)
         self.storage = Storage(self._chance("storage"), self.loop)
+        fate, context = self._chance("crashes"), Node("fate").context
+        self.storage.crash = lambda: context.copy().run(self._crash, fate.random() * 2)
         self.place = Place("sim:7780", self.network)
         self.clock = VirtualClock()
         self.ids = self._chance("ids")
-        self._system = SimSystem(self.place, VirtualClock(), self.recorder, self.seed)
+        self._system = SimSystem(self.place, self.network, VirtualClock(), self.recorder, self.seed)
         with used(self._system):
             self._boot()
             await self._person("founder").client.create_mob(MOB, DEFINITION, request_id="create", timeout=60)
@@ -280,10 +282,24 @@ class World:
         if node is None:
             return
         self.loop.kill(node)
+        self._lose_server()
+        self.loop.call_later(down_s, self._boot)
+
+    def _zombie(self, seconds: float) -> None:
+        """Let another server take over while the first only stands still; then that goes on for a while."""
+        old = self._server_node
+        if old is None:
+            return
+        self.loop.freeze(old, seconds)
+        self._server_node = self._server = None
+        self._lose_server()
+        self._boot()
+        self.loop.call_later(seconds + 1.5, self.loop.kill, old)
+
+    def _lose_server(self) -> None:
         self.place.door = None
         for call in list(self.place.calls):
             call.reset()
-        self.loop.call_later(down_s, self._boot)
 
     def _restart(self) -> None:
         node, server = self._server_node, self._server
