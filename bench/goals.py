@@ -2,7 +2,7 @@
 
 import msgspec
 from load import median
-from plan import Section, form_of, spread
+from plan import Section, form_of, middle, spread
 
 RATIO = "ratio"
 
@@ -25,18 +25,20 @@ class Goal(msgspec.Struct, frozen=True):
         return section.values(self.cell, self.metric)
 
     def row(self, section: Section) -> list[str]:
-        """Return what is wanted, what was found, and whether that is enough."""
+        """Return what is wanted, what was found, whether that is enough, and what the loop's CPU says of a ratio."""
         form = "{:.2f}" if self.metric == RATIO else form_of(self.metric)
         wanted = f"{'≤' if self.at_most else '≥'} {form.format(self.wanted)}{self.unit}"
         values = self.found(section)
-        return [self.what, wanted, spread(values, form) or "not measured", self.verdict(values)]
+        light = section.lightness(self.cell) if self.metric == RATIO else []
+        found = spread(values, form) or "not measured"
+        return [self.what, wanted, found, self.verdict(values), spread(middle(light), "{:.2f}")]
 
     def verdict(self, values: list[float]) -> str:
         """Return whether the median is enough."""
         if not values:
             return ""
-        middle = median(values)
-        return "yes" if (middle <= self.wanted if self.at_most else middle >= self.wanted) else "no"
+        found = median(values)
+        return "yes" if (found <= self.wanted if self.at_most else found >= self.wanted) else "no"
 
 
 GOALS = (

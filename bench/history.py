@@ -81,7 +81,7 @@ def machine() -> dict[str, str]:
         "cpu": model,
         "cores": str(os.cpu_count()),
         "memory": f"{memory / 2**20:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
     }
     for name in LIBRARIES:

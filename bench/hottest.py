@@ -2,7 +2,9 @@
 
 Writes the stacks to bench/profiles, as speedscope wants them (https://www.speedscope.app) and folded for a flame graph;
 prints the functions of the loop's thread by the share of samples in which they run themselves, and in which they are
-anywhere on the stack. Waiting is not sampled. The rates are those of a server that is being watched.
+anywhere on the stack. gRPC's own part of the loop has no frames of Python: it is seen as `Handle._run`, and with
+`--native` by the functions of C. Most of what a thread waits is left out; `select` is the rest. Rates are those of a
+server that is being watched.
 """
 
 import argparse
