@@ -74,7 +74,7 @@ class Caller:
         self.recorder.answered(self.who, call, plain(answer))
         return answer
 
-    async def ask(self, rpc: str, request: Any, *, patience_s: float = 60.0, first_s: float = CALL_S) -> Any:
+    async def ask(self, rpc: str, request: Any, *, patience_s: float = 120.0, first_s: float = CALL_S) -> Any:
         """Repeat one and the same call until it is answered; return None if it was refused.
 
         `first_s` is the deadline of the first attempt. Raises TimeoutError when patience is over.

@@ -29,7 +29,7 @@ from mobd_server.adapters.sql import migrate
 from mobd_server.adapters.sql.engine import database_url, open_engine
 
 SCENES: Final = ("simulated", "killed", "faulty", "two-servers")
-LIMIT_S: Final = 120.0
+LIMIT_S: Final = 220.0
 
 
 async def play(scene: str, seed: int, folder: Path, url: str | None) -> list[Record]:

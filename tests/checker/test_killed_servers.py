@@ -17,7 +17,7 @@ FULL = setting("MOBD_TEST_FULL") == "1"
 
 
 @pytest.mark.asyncio
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(240)
 async def test_what_clients_and_agents_saw_of_killed_servers_is_what_a_correct_service_shows(
     tmp_path: Path, store_url: str | None
 ) -> None:
