@@ -78,15 +78,22 @@ def _block_from(block: common_pb2.Block) -> dict[str, object]:
 
 def content_to(content: Raw) -> common_pb2.Content:
     """Return content as callers see it."""
-    return common_pb2.Content(blocks=[_block_to(block) for block in _decode_blocks(content)])
+    to = common_pb2.Content()
+    fill_content(to, content)
+    return to
 
 
-def _block_to(block: _Block) -> common_pb2.Block:
-    if block.text is not None:
-        return common_pb2.Block(text=block.text)
-    if block.image is not None:
-        return common_pb2.Block(image=common_pb2.Image(media_type=block.image.media_type, data=block.image.data))
-    return common_pb2.Block(value_json=json_to(block.json))
+def fill_content(to: common_pb2.Content, content: Raw) -> None:
+    """Write content as callers see it."""
+    for block in _decode_blocks(content):
+        shown = to.blocks.add()
+        if block.text is not None:
+            shown.text = block.text
+        elif block.image is not None:
+            shown.image.media_type = block.image.media_type
+            shown.image.data = block.image.data
+        else:
+            shown.value_json = json_to(block.json)
 
 
 def json_from(text: str) -> Raw:

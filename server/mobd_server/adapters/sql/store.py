@@ -73,20 +73,7 @@ class SqlStore:
         return await self._call(work)
 
     async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:
-        def work(connection: Connection) -> list[Record]:
-            found: list[Record] = []
-            size = 0
-            query = select_events().where(events.c.mob_id == mob_id, events.c.seq > after)
-            query = query.order_by(events.c.seq).limit(limit)
-            with connection.execution_options(yield_per=500).execute(query) as rows:
-                for row in rows:
-                    found.append(record(mob_id, row))
-                    size += len(row.payload)
-                    if size >= max_bytes:
-                        break
-            return found
-
-        return await self._call(work)
+        return await self._call(lambda connection: reading.read_events(connection, mob_id, after, limit, max_bytes))
 
     async def read_event(self, mob_id: str, seq: int) -> Record | None:
         def work(connection: Connection) -> Record | None:
