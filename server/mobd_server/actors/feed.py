@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from mobd_server.actors.bell import Bell
+from mobd_server.actors.recent import Recent
 from mobd_server.actors.watch import Watches
 from mobd_server.errors import CursorAhead, CursorTooOld, Internal, LogChanged, MobdError, SlowReader
 from mobd_server.machines.events import MobDestroyed
@@ -40,11 +41,13 @@ class Feed:
         "head",
         "log_id",
         "mob_id",
+        "recent",
         "watches",
     )
 
-    def __init__(self, mob_id: str, log_id: str, first_seq: int, head: int) -> None:
+    def __init__(self, mob_id: str, log_id: str, first_seq: int, head: int, recent: Recent) -> None:
         self.mob_id = mob_id
+        self.recent = recent
         self.log_id = log_id
         self.first_seq = first_seq
         # The last published event.
@@ -85,6 +88,7 @@ class Feed:
                 subscription.bell.ring()
         if self.watches:
             self.watches.notify(records)
+        self.recent.keep(self.log_id, records)
 
     def check_cursor(self, cursor: int, log_id: str | None = None) -> None:
         """Raise LogChanged, CursorAhead or CursorTooOld unless the log can be read after `cursor`.

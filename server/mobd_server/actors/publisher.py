@@ -7,6 +7,7 @@ nothing to wait for: load it first.
 from collections.abc import Callable, Collection, Iterable
 
 from mobd_server.actors.feed import Feed, Subscription
+from mobd_server.actors.recent import Recent
 from mobd_server.actors.watch import MOB_KEY, Watch, input_key, life_key, member_key, operation_key
 from mobd_server.errors import Draining, LogChanged, MobdError
 from mobd_server.ports import Clock, Store
@@ -19,13 +20,15 @@ def _draining() -> MobdError:
 class Publisher:
     """The feeds of all mobs that were ever loaded in this process."""
 
-    __slots__ = ("_clock", "_closed", "_feeds", "_store")
+    __slots__ = ("_clock", "_closed", "_feeds", "_store", "recent")
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._feeds: dict[str, Feed] = {}
         self._closed = False
+        # What was published last, of all mobs.
+        self.recent = Recent()
 
     def open(self, mob_id: str, log_id: str, first_seq: int, head: int) -> Feed:
         """Return the mob's feed, made now if this is its first load; `head` is where its log stands."""
@@ -37,7 +40,7 @@ class Publisher:
             )
             feed = None
         if feed is None:
-            feed = self._feeds[mob_id] = Feed(mob_id, log_id, first_seq, head)
+            feed = self._feeds[mob_id] = Feed(mob_id, log_id, first_seq, head, self.recent)
         return feed
 
     def feed(self, mob_id: str) -> Feed | None:

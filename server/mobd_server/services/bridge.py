@@ -218,9 +218,12 @@ class Bridge:
             )
 
     async def _views(self, actor: MobActor, found: list[InputView | Ended]) -> list[InputView]:
-        reading = ended_views(self._store, [one for one in found if isinstance(one, Ended)])
-        ended = iter(await unless_deleted(self._store, actor.mob_id, actor.log_id, reading))
-        return [next(ended) if isinstance(one, Ended) else one for one in found]
+        ended = [one for one in found if isinstance(one, Ended)]
+        if not ended:
+            return [one for one in found if not isinstance(one, Ended)]
+        reading = ended_views(self._store, self._publisher.recent, actor.log_id, ended)
+        views = iter(await unless_deleted(self._store, actor.mob_id, actor.log_id, reading))
+        return [next(views) if isinstance(one, Ended) else one for one in found]
 
 
 def _size(view: InputView) -> int:

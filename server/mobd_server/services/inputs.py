@@ -6,6 +6,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Raw, Struct
 
+from mobd_server.actors.recent import Recent
 from mobd_server.errors import InputForgotten, InputNotFound, Internal, MemberNotFound
 from mobd_server.machines import events as e
 from mobd_server.machines import keys
@@ -218,12 +219,15 @@ def _view(
     )
 
 
-async def ended_views(store: Store, ended: Sequence[Ended]) -> list[InputView]:
-    """Read what became of inputs of one mob that have ended, in the order of `ended`."""
+async def ended_views(store: Store, recent: Recent, log_id: str, ended: Sequence[Ended]) -> list[InputView]:
+    """Return what became of inputs of one mob that have ended, in the order of `ended`: read what is not recent."""
     if not ended:
         return []
     seqs = sorted({seq for one in ended for seq in (one.seq, one.end_seq)})
-    records = {record.seq: record for record in await store.read_these(ended[0].mob_id, seqs)}
+    found = recent.find(log_id, seqs)
+    if found is None:
+        found = await store.read_these(ended[0].mob_id, seqs)
+    records = {record.seq: record for record in found}
     return [_ended_view(one, records.get(one.seq), records.get(one.end_seq)) for one in ended]
 
 

@@ -53,6 +53,13 @@ _PAGE: Final = (
 _PAGE_AS_JSON: Final = select(func.json_group_array(func.json_array(*_PAGE.subquery().c)))
 
 
+_THESE: Final = (
+    select_events()
+    .where(events.c.mob_id == bindparam("mob_id"), events.c.seq.in_(bindparam("seqs", expanding=True)))
+    .order_by(events.c.seq)
+)
+
+
 def record(mob_id: str, row: Sequence[Any]) -> Record:
     """Return a row of `select_events` with its event decoded. Raises MobQuarantined and MobFormatNewer."""
     kind, v, payload = row[_KIND], row[_V], row[_PAYLOAD]
@@ -92,6 +99,12 @@ def read_events(connection: Connection, mob_id: str, after: int, limit: int, max
             break
         after = found[-1].seq
     return found
+
+
+def read_these(connection: Connection, mob_id: str, seqs: Sequence[int]) -> list[Record]:
+    """Return the events with these seqs that are there, in order; see ports.Store."""
+    rows = connection.execute(_THESE, {"mob_id": mob_id, "seqs": list(seqs)}).all()
+    return [record(mob_id, row) for row in rows]
 
 
 def _count(had: int, size: int, limit: int, max_bytes: int) -> int:

@@ -1,27 +1,25 @@
 """Reading, and taking mobs over. Everything runs on a few threads of its own, never on the loop."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, Select, and_, func, select, tuple_, update
+from sqlalchemy import Connection, RowMapping, Select, and_, bindparam, func, select, tuple_, update
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from mobd_server.adapters.sql import purge, reading, snapshots
 from mobd_server.adapters.sql.engine import turn
 from mobd_server.adapters.sql.purge import DELETING
-from mobd_server.adapters.sql.reading import record, select_events
+from mobd_server.adapters.sql.readers import Readers
 from mobd_server.adapters.sql.rows import FORMAT
 from mobd_server.adapters.sql.tables import events, messages, mobs, operations, runs
 from mobd_server.errors import MobFormatNewer, Unavailable
 from mobd_server.machines.records import MessageRow, OperationRow, Record, RunRow
 from mobd_server.ports import Beginning, Loaded, MobListing, Snapshot, Wanted
 
-THREADS: Final = 4
 # Rows that a page of a filtered list looks at.
 SCANNED: Final = 10_000
 
@@ -40,7 +38,7 @@ class SqlStore:
         self._engine = engine
         self._reader = engine.execution_options(writes=False)
         self._writer = engine.execution_options(writes=True)
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mobd-read")
+        self._readers = Readers(engine)
 
     async def acquire(self, mob_id: str) -> Loaded | None:
         def work(connection: Connection) -> Loaded | None:
@@ -65,29 +63,19 @@ class SqlStore:
         return await self._call(lambda connection: reading.read_many(connection, wanted, limit, max_bytes))
 
     async def head(self, mob_id: str) -> Loaded | None:
-        def work(connection: Connection) -> Loaded | None:
-            columns = (mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id, mobs.c.format)
-            query = select(*columns).where(mobs.c.mob_id == mob_id, mobs.c.phase != DELETING)
-            return _loaded(mob_id, connection.execute(query).mappings().first())
-
-        return await self._call(work)
+        return await self._read(
+            lambda connection: _loaded(mob_id, connection.execute(_HEAD, {"mob_id": mob_id}).mappings().first())
+        )
 
     async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:
-        return await self._call(lambda connection: reading.read_events(connection, mob_id, after, limit, max_bytes))
+        return await self._read(lambda connection: reading.read_events(connection, mob_id, after, limit, max_bytes))
 
     async def read_event(self, mob_id: str, seq: int) -> Record | None:
-        def work(connection: Connection) -> Record | None:
-            row = connection.execute(select_events().where(events.c.mob_id == mob_id, events.c.seq == seq)).first()
-            return record(mob_id, row) if row is not None else None
-
-        return await self._call(work)
+        found = await self.read_these(mob_id, [seq])
+        return found[0] if found else None
 
     async def read_these(self, mob_id: str, seqs: Sequence[int]) -> list[Record]:
-        def work(connection: Connection) -> list[Record]:
-            query = select_events().where(events.c.mob_id == mob_id, events.c.seq.in_(seqs)).order_by(events.c.seq)
-            return [record(mob_id, row) for row in connection.execute(query)]
-
-        return await self._call(work)
+        return await self._read(lambda connection: reading.read_these(connection, mob_id, seqs))
 
     async def seq_at(self, mob_id: str, at: int) -> int:
         def work(connection: Connection) -> int:
@@ -99,7 +87,7 @@ class SqlStore:
                 return int(first) - 1
             return int(connection.execute(select(mobs.c.head).where(mobs.c.mob_id == mob_id)).scalar() or 0)
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def list_mobs(
         self, after: str, limit: int, phase: str | None, labels: dict[str, str]
@@ -124,21 +112,21 @@ class SqlStore:
                     return found, last
             return found, last if scanned >= SCANNED else ""
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def owing(self) -> list[tuple[str, int]]:
         def work(connection: Connection) -> list[tuple[str, int]]:
             query = select(mobs.c.mob_id, mobs.c.wake_at).where(mobs.c.wake_at.is_not(None))
             return [(row.mob_id, row.wake_at) for row in connection.execute(query.order_by(mobs.c.wake_at))]
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def read_run(self, mob_id: str, run_id: str) -> RunRow | None:
         def work(connection: Connection) -> RunRow | None:
-            row = connection.execute(_runs().where(runs.c.mob_id == mob_id, runs.c.run_id == run_id)).mappings().first()
+            row = connection.execute(_RUN, {"mob_id": mob_id, "run_id": run_id}).mappings().first()
             return RunRow(**row) if row is not None else None
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def list_runs(
         self, mob_id: str, after: str, limit: int, member_id: str | None, state: str | None
@@ -153,7 +141,7 @@ class SqlStore:
             found = [RunRow(**row) for row in connection.execute(query).mappings()]
             return found, found[-1].run_id if len(found) == limit else ""
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def read_messages(self, mob_id: str, session_id: str, after: int, limit: int) -> list[MessageRow]:
         def work(connection: Connection) -> list[MessageRow]:
@@ -164,7 +152,7 @@ class SqlStore:
             rows = connection.execute(query.order_by(messages.c.position).limit(limit)).mappings()
             return [MessageRow(**row) for row in rows]
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def read_snapshot(self, mob_id: str, at_most: int) -> Snapshot | None:
         return await self._call(lambda connection: snapshots.newest(connection, mob_id, at_most))
@@ -178,18 +166,17 @@ class SqlStore:
 
     async def deleting(self) -> list[str]:
         query = select(mobs.c.mob_id).where(mobs.c.phase == DELETING).order_by(mobs.c.mob_id)
-        return await self._call(lambda connection: list(connection.execute(query).scalars()))
+        return await self._read(lambda connection: list(connection.execute(query).scalars()))
 
     async def destroy_unreadable(self, mob_id: str) -> None:
         await self._call(lambda connection: purge.destroy(connection, mob_id), writes=True)
 
     async def read_operation(self, mob_id: str, operation_id: str) -> OperationRow | None:
         def work(connection: Connection) -> OperationRow | None:
-            query = _operations().where(operations.c.mob_id == mob_id, operations.c.operation_id == operation_id)
-            row = connection.execute(query).mappings().first()
+            row = connection.execute(_OPERATION, {"mob_id": mob_id, "operation_id": operation_id}).mappings().first()
             return OperationRow(**row) if row is not None else None
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def list_operations(
         self,
@@ -211,7 +198,7 @@ class SqlStore:
             query = query.order_by(table.display_name, table.operation_id).limit(limit)
             return [OperationRow(**row) for row in connection.execute(query).mappings()]
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def list_completions(self, mob_id: str, after_seq: int, limit: int) -> list[OperationRow]:
         def work(connection: Connection) -> list[OperationRow]:
@@ -219,22 +206,34 @@ class SqlStore:
             query = _operations().where(operations.c.mob_id == mob_id, column > after_seq)
             return [OperationRow(**row) for row in connection.execute(query.order_by(column).limit(limit)).mappings()]
 
-        return await self._call(work)
+        return await self._read(work)
 
     async def close(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
+        await asyncio.get_running_loop().run_in_executor(None, self._readers.close)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        """Read what needs no transaction."""
+        with _told():
+            return await self._readers.read(work)
 
     async def _call(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
+        """Read or write in a transaction."""
         engine = self._writer if writes else self._reader
 
         def run() -> T:
             with turn(engine) if writes else nullcontext(), engine.begin() as connection:
                 return work(connection)
 
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, run)
-        except (DBAPIError, SQLAlchemyError) as error:
-            raise StoreUnavailable(f"the database does not answer: {type(error).__name__}") from error
+        with _told():
+            return await asyncio.get_running_loop().run_in_executor(self._readers.pool, run)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, SQLAlchemyError) as error:
+        raise StoreUnavailable(f"the database does not answer: {type(error).__name__}") from error
 
 
 def _runs() -> Select[Any]:
@@ -243,6 +242,16 @@ def _runs() -> Select[Any]:
 
 def _operations() -> Select[Any]:
     return select(*[operations.c[name] for name in OperationRow.__struct_fields__])
+
+
+# Made once: to put a statement together takes longer than to read a row.
+_HEAD: Final = select(mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id, mobs.c.format).where(
+    mobs.c.mob_id == bindparam("mob_id"), mobs.c.phase != DELETING
+)
+_RUN: Final = _runs().where(runs.c.mob_id == bindparam("mob_id"), runs.c.run_id == bindparam("run_id"))
+_OPERATION: Final = _operations().where(
+    operations.c.mob_id == bindparam("mob_id"), operations.c.operation_id == bindparam("operation_id")
+)
 
 
 def _loaded(mob_id: str, row: RowMapping | None) -> Loaded | None:
