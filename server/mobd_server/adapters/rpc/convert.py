@@ -85,6 +85,7 @@ def content_to(content: Raw) -> common_pb2.Content:
 
 def fill_content(to: common_pb2.Content, content: Raw) -> None:
     """Write content as callers see it."""
+    to.SetInParent()
     for block in _decode_blocks(content):
         shown = to.blocks.add()
         if block.text is not None:

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from mobd.v1 import agents_pb2 as pb
 from mobd.v1 import events_pb2
 from mobd_server.actors import frames as f
-from mobd_server.adapters.rpc.convert import content_to, duration_to, json_from, json_to, serve_to, usage_from
+from mobd_server.adapters.rpc.convert import duration_to, fill_content, json_from, json_to, serve_to, usage_from
 from mobd_server.machines.answers import (
     RunInput,
     SendAssign,
@@ -21,7 +21,7 @@ from mobd_server.machines.answers import (
     SendUnassign,
     ServeOutcome,
 )
-from mobd_server.machines.state import Profile, Serve
+from mobd_server.machines.state import NOTHING, Profile, Serve
 
 # One message to an agent ends when it is this long.
 RESPONSE_BYTES: Final = 1 << 18
@@ -161,20 +161,24 @@ class Responses:
         """Return messages with these entries, in order, each message not much longer than it may be."""
         response, size = pb.AttachResponse(), 0
         for frame in frames:
-            entry = self._frame_to(frame)
             if size >= RESPONSE_BYTES:
                 yield response
                 response, size = pb.AttachResponse(), 0
-            response.frames.append(entry)
+            entry = response.frames.add()
+            self._fill(entry, frame)
             size += entry.ByteSize()
         yield response
 
-    def _frame_to(self, frame: f.ServerFrame) -> pb.ServerFrame:
-        if isinstance(frame, SendAssign):
-            return pb.ServerFrame(assign=self._assign_to(frame))
+    def _fill(self, to: pb.ServerFrame, frame: f.ServerFrame) -> None:
         if isinstance(frame, SendStartRun):
-            return pb.ServerFrame(start_run=self._start_to(frame))
-        return _FRAMES_TO[type(frame)](frame)
+            self._start(to.start_run, frame)
+        elif isinstance(frame, SendSettled):
+            to.run_settled.run_id = frame.run_id
+            to.run_settled.disposition = DISPOSITIONS[frame.disposition]
+        elif isinstance(frame, SendAssign):
+            to.assign.CopyFrom(self._assign_to(frame))
+        else:
+            to.CopyFrom(_FRAMES_TO[type(frame)](frame))
 
     def _assign_to(self, assign: SendAssign) -> pb.Assign:
         profile = assign.profile
@@ -195,18 +199,20 @@ class Responses:
             digest=assign.digest,
         )
 
-    def _start_to(self, start: SendStartRun) -> pb.StartRun:
-        return pb.StartRun(
-            run_id=start.run_id,
-            executor_fence=start.fence,
-            member_id=start.member_id,
-            boundary=start.boundary,
-            inputs=map(_input_to, start.inputs),
-            traceparent=start.traceparent or "",
-            execution=start.execution,
-            intent=start.intent,
-            time_left=duration_to(max(0, start.deadline - self._now()) // 1_000) if start.deadline else None,
-        )
+    def _start(self, to: pb.StartRun, start: SendStartRun) -> None:
+        # Assigned one by one: to make a message with all of its fields at once takes several times as long.
+        to.run_id = start.run_id
+        to.executor_fence = start.fence
+        to.member_id = start.member_id
+        to.boundary = start.boundary
+        for one in start.inputs:
+            _fill_input(to.inputs.add(), one)
+        if start.traceparent:
+            to.traceparent = start.traceparent
+        to.execution = start.execution
+        to.intent = start.intent
+        if start.deadline:
+            to.time_left.CopyFrom(duration_to(max(0, start.deadline - self._now()) // 1_000))
 
 
 def _welcome_to(welcome: f.Welcome) -> pb.ServerFrame:
@@ -252,28 +258,26 @@ def _seconds(seconds: float | None) -> Duration | None:
     return None if seconds is None else duration_to(round(seconds * 1_000))
 
 
-def _input_to(one: RunInput) -> pb.RunInput:
-    return pb.RunInput(
-        canonical_input_id=one.canonical_input_id,
-        input_id=one.input_id,
-        kind=one.kind,
-        content=content_to(one.content),
-        sender=one.sender,
-        attempt=one.attempt,
-        correlation_id=one.correlation_id,
-        about_json=json_to(one.about),
-    )
+def _fill_input(to: pb.RunInput, one: RunInput) -> None:
+    to.canonical_input_id = one.canonical_input_id
+    to.input_id = one.input_id
+    to.kind = one.kind
+    fill_content(to.content, one.content)
+    to.sender = one.sender
+    to.attempt = one.attempt
+    if one.correlation_id:
+        to.correlation_id = one.correlation_id
+    if one.about is not NOTHING:
+        to.about_json = json_to(one.about)
 
 
 def _steer_to(steer: SendSteer) -> pb.ServerFrame:
-    return pb.ServerFrame(
-        steer_run=pb.SteerRun(
-            run_id=steer.run_id,
-            executor_fence=steer.fence,
-            member_id=steer.member_id,
-            inputs=map(_input_to, steer.inputs),
-        )
+    frame = pb.ServerFrame(
+        steer_run=pb.SteerRun(run_id=steer.run_id, executor_fence=steer.fence, member_id=steer.member_id)
     )
+    for one in steer.inputs:
+        _fill_input(frame.steer_run.inputs.add(), one)
+    return frame
 
 
 def _cancel_to(cancel: SendCancel) -> pb.ServerFrame:
@@ -308,12 +312,6 @@ def _unassign_to(unassign: SendUnassign) -> pb.ServerFrame:
     )
 
 
-def _settled_to(settled: SendSettled) -> pb.ServerFrame:
-    return pb.ServerFrame(
-        run_settled=pb.RunSettled(run_id=settled.run_id, disposition=DISPOSITIONS[settled.disposition])
-    )
-
-
 _FRAMES_TO: Final[dict[type, Callable[[Any], pb.ServerFrame]]] = {
     f.Welcome: _welcome_to,
     f.Reject: _reject_to,
@@ -324,5 +322,4 @@ _FRAMES_TO: Final[dict[type, Callable[[Any], pb.ServerFrame]]] = {
     SendCancel: _cancel_to,
     SendRetire: _retire_to,
     SendUnassign: _unassign_to,
-    SendSettled: _settled_to,
 }
