@@ -53,6 +53,7 @@ class Span(Struct, gc=False):
 class Begun(Struct):
     """A group that is written and not committed."""
 
+    spans: list[Span]
     fenced: set[int]
     turn: ExitStack
 
@@ -155,12 +156,13 @@ class SqlWriter:
             return None
         with ExitStack() as stack:
             stack.enter_context(held)
+            spans = spans_of(group, range(len(group)))
             try:
-                fenced = lane.append(spans_of(group, range(len(group))))
+                fenced = lane.append(spans)
             except Exception as error:  # noqa: BLE001 - the thread meets it again, and says what it means
                 lane.sort(error, committing=False)
                 return None
-            return Begun(fenced, stack.pop_all())
+            return Begun(spans, fenced, stack.pop_all())
 
     def _commit_or_fail(self, group: Sequence[Append], begun: Begun | None = None) -> list[Result]:
         try:
@@ -175,7 +177,8 @@ class SqlWriter:
     def commit(self, group: Sequence[Append], begun: Begun | None = None) -> list[Result]:
         """Commit `group`, which may have begun, and return what became of each append. Runs on the thread."""
         results: list[Result | None] = [None] * len(group)
-        trouble = self._commit_spans(spans_of(group, range(len(group))), results, begun)
+        spans = spans_of(group, range(len(group))) if begun is None else begun.spans
+        trouble = self._commit_spans(spans, results, begun)
         if trouble is not None and trouble.kind == "poison":
             self._repeat(group, results)
         elif trouble is not None:
