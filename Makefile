@@ -31,7 +31,7 @@ simulate: setup ## run simulated worlds (SEEDS=how many, FROM=first number, JOBS
 	$(BIN)/python scripts/simulate.py --seeds $(or $(SEEDS),200) --from $(or $(FROM),0) $(if $(JOBS),--jobs $(JOBS))
 
 soak: setup ## kill servers and agents under a long load, on both stores (MOBD_TEST_SEED repeats a run)
-	MOBD_TEST_FULL=1 $(BIN)/python -m pytest tests/faults -s $(PYTEST_ARGS)
+	MOBD_TEST_FULL=1 $(BIN)/python -m pytest tests/faults tests/crash/test_soak.py -s $(PYTEST_ARGS)
 
 crash: setup ## kill, freeze, cut off and starve servers, agents and databases (KILLS=200 times; MOBD_TEST_SEED repeats)
 	MOBD_TEST_KILLS=$(or $(KILLS),50) $(BIN)/python -m pytest tests/crash -s $(PYTEST_ARGS)

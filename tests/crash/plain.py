@@ -23,8 +23,6 @@ from tests.support.processes import WAIT_S
 
 from mobd.v1 import bridge_pb2, common_pb2
 
-# Callers pause while more than this waits for the agents.
-BACKLOG: Final = 40
 SLOW_S: Final = 0.2
 
 
@@ -33,6 +31,13 @@ class PlainStage(Stage):
 
     members = tuple(f"m{at}" for at in range(8))
     unit = "inputs"
+    callers = CALLERS
+    hosts = 2
+    watchers = 1
+    # How many inputs are delivered at once, at random.
+    sizes: tuple[int, ...] = (1, 1, 1, 5)
+    # Callers pause while more than this waits for the agents.
+    backlog = 40
 
     def __init__(self, folder: Path, cluster: Cluster | None, disk: Disk | None) -> None:
         super().__init__(folder, cluster, disk)
@@ -40,6 +45,7 @@ class PlainStage(Stage):
         self.sent: dict[str, list[str]] = defaultdict(list)
         self.failures: Counter[tuple[str, str]] = Counter()
         self._processes: list[AgentProcess] = []
+        self._watchers: list[Watcher] = []
         self._over = False
 
     @property
@@ -48,18 +54,20 @@ class PlainStage(Stage):
 
     async def populate(self) -> None:
         self._admin = await self.peer()
-        for at in range(2):
-            # One comes back as the host that it was and takes over at once, one as somebody new, after the grace.
-            settings = {"MOBD_HOST_ID": "host"} if at else {}
+        for at in range(self.hosts):
+            # Some come back as the hosts that they were and take over at once, others as somebody new, after the grace.
+            settings = {"MOBD_HOST_ID": f"host-{at}"} if at % 2 else {}
             agent = AgentProcess(self.folder, f"agent-{at}", self.to_agents.target, settings=settings)
             self.stack.callback(agent.kill9)
             self._processes.append(agent.start())
-        self._watcher = Watcher(await self.peer(), self.changes)
-        self.stack.push_async_callback(self._watcher.stop)
-        self._callers = [await self.caller(f"caller-{at}") for at in range(CALLERS)]
+        for _ in range(self.watchers):
+            self._watchers.append(Watcher(await self.peer(), self.changes))
+            self.stack.push_async_callback(self._watchers[-1].stop)
+        self._callers = [await self.caller(f"caller-{at}") for at in range(self.callers)]
         follower = asyncio.create_task((await self.caller("follower")).follow())
         self.stack.callback(follower.cancel)
-        await self.changes.until(lambda: self._watcher.kinds.get("attachment_opened") == 2, "both agents")
+        everyone = "every agent attached"
+        await self.changes.until(lambda: self._watchers[0].kinds.get("attachment_opened") == self.hosts, everyone)
 
     def calling(self, draw: random.Random) -> AbstractAsyncContextManager[None]:
         self._over = False
@@ -75,15 +83,16 @@ class PlainStage(Stage):
         last = {member: names[-1] for member, names in self.sent.items() if names}
         await asyncio.gather(*(self._admin.end_of(member, name, WAIT_S * 2) for member, name in last.items()))
         log = await self._admin.log()
-        await self._watcher.reach(len(log))
+        for watcher in self._watchers:
+            await watcher.reach(len(log))
+            # It may have seen more already: of an agent whose grace has passed, say.
+            ledger.check_seen(log, watcher.seen[: len(log)])
         ledger.check_gap_free(log)
         ledger.check_consumed_once(log, self.acknowledged)
         ledger.check_sent_order(log, self.sent)
         ledger.check_runs(log)
         ledger.check_order(log)
         ledger.check_calls(log, [call for agent in self._processes for call in agent.calls()])
-        # It may have seen more already: of an agent whose grace has passed, say.
-        ledger.check_seen(log, self._watcher.seen[: len(log)])
 
     async def judge(self) -> None:
         await self.recorded_admin.finish(quiet=True)
@@ -96,7 +105,7 @@ class PlainStage(Stage):
     async def _send(self, caller: Caller, mine: tuple[str, ...], draw: random.Random) -> None:
         try:
             while not self._over:
-                size = draw.choice((1, 1, 1, 5))
+                size = draw.choice(self.sizes)
                 batch = [self._next(draw.choice(mine)) for _ in range(size)]
                 await self._deliver(caller, batch)
                 if draw.random() < 0.1:
@@ -112,7 +121,7 @@ class PlainStage(Stage):
         return member_id, input_id
 
     def _has_room(self) -> bool:
-        return len(self.acknowledged) - self._watcher.consumed < BACKLOG
+        return len(self.acknowledged) - self._watchers[0].consumed < self.backlog
 
     async def _deliver(self, caller: Caller, batch: list[tuple[str, str]]) -> None:
         if len(batch) == 1:

@@ -128,7 +128,7 @@ class Stage(ABC):
             if self.disk is not None:
                 data = self.disk.folder / self.folder.name
                 self.settings["MOBD_DATA_DIR"] = str(data)
-                self.stack.callback(shutil.rmtree, data)
+                self.stack.callback(shutil.rmtree, data, ignore_errors=True)
             return None
         direct = self.cluster.new_database()
         self.stack.callback(self.cluster.drop_database, direct)

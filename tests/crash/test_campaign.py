@@ -33,11 +33,15 @@ async def campaign(new_stage: NewStage, stores: Sequence[str], count: int, seed:
     draws = {store: random.Random(f"{seed}-{store}") for store in stores}
     orders: dict[str, Iterator[Injection]] = {}
     number = 0
+    stores = [store for store in stores if any(WORD in one.name for one in fitting(store, disk=True))]
+    assert stores, f"nothing has {WORD} in its name"
     for kind, store in cycle(product(KINDS, stores)):
         async with new_stage(store, kind) as stage:
             if store not in orders:
                 able = fitting(store, disk=stage.disk is not None, quick=not KILLS)
-                orders[store] = rotating([one for one in able if WORD in one.name], draws[store])
+                able = [one for one in able if WORD in one.name]
+                assert able, f"nothing with {WORD} in its name can be done to {store} here"
+                orders[store] = rotating(able, draws[store])
             for _ in range(min(stage.uses, count - number)):
                 number += 1
                 await inject(stage, next(orders[store]), draws[store], table, number)
