@@ -108,7 +108,7 @@ async def test_2_and_8_only_the_run_in_flight_ends_once_and_only_for_the_agent_t
 async def test_7_and_18_inputs_run_in_the_order_of_their_admission_over_kills_and_keep_their_attempts(
     world: World,
 ) -> None:
-    """Also under load: tests/faults/test_soak.py."""
+    """Also under load: tests/crash/test_soak.py."""
     async with staged(world) as stage:
         agent = await stage.agent()
         names = [f"in-{at:02}" for at in range(12)]
