@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -90,9 +91,14 @@ def play(tree: Path, scene: str, seed: int) -> tuple[dict[str, int], str]:
     return broken, words
 
 
+def postgresql() -> bool:
+    """Whether PostgreSQL is installed."""
+    return shutil.which("initdb") is not None or bool(list(Path("/usr/lib/postgresql").glob("*/bin/initdb")))
+
+
 def verdict(tree: Path, mutant: Mutant) -> tuple[str, str]:
     """Return what came of a mutant, with its proof."""
-    if mutant.scene == "two-servers" and not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+    if mutant.scene == "two-servers" and not postgresql():
         return "skipped", "PostgreSQL is not installed"
     try:
         apply(tree, mutant)
@@ -112,7 +118,7 @@ def verdict(tree: Path, mutant: Mutant) -> tuple[str, str]:
 
 def check_good(tree: Path) -> None:
     """Make sure that the unbroken copy is imported, and that nothing is told of it. Raises Stale."""
-    for scene in GOOD:
+    for scene in (*GOOD, *(["two-servers"] if postgresql() else [])):
         broken, words = play(tree, scene, SEEDS[0])
         if broken or '"records"' not in words:
             raise Stale(f"the unbroken copy, {scene}: {words}")

@@ -216,6 +216,12 @@ def true_reports(seen: MobSeen) -> Iterator[Verdict]:
                 fact.get("inputs_abandoned", 0),
             ):
                 yield Verdict(name, "DestroyMob answers other numbers than the log", cite(answer, event))
+            for one in report.get("outcomes", []):
+                said = one.get("inputs_abandoned", 0)
+                ended = seen.facts.last("member_destroyed", one.get("member_id", ""), seen.facts.head) or {}
+                if said != ended.get("member_destroyed", {}).get("inputs_abandoned", 0):
+                    text = f"DestroyMob answers that {one.get('member_id')} gave up {said}, and the log says otherwise"
+                    yield Verdict(name, text, cite(answer, ended))
 
 
 def fresh_answers(seen: MobSeen) -> Iterator[Verdict]:
