@@ -16,7 +16,7 @@ from tests.support.peers import reason
 from tests.support.processes import until
 from tests.support.served import Served
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("connections")]
 
 CONNECTIONS = 1_000
 DELIVER = "/mobd.v1.BridgeService/Deliver"

@@ -26,7 +26,7 @@ from mobd.v1 import (
     mobs_pb2_grpc,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("streams")]
 
 MIB = 1 << 20
 STREAMS = 1_000

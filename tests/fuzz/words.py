@@ -34,7 +34,7 @@ MADE: Final[dict[str, tuple[str, ...]]] = {
     "role": (*ROLES, *ROLES, "norole"),
     "input": tuple(f"i-{number}" for number in range(40)),
     "request": tuple(f"r-{number}" for number in range(40)),
-    "operation": tuple(f"op-{number}" for number in range(60)),
+    "operation": tuple(f"op-{number}" for number in range(24)),
     "host": ("h-0", "h-1", "h-2"),
     "incarnation": ("1", "2"),
     "intent": INTENTS,

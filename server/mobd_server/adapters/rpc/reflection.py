@@ -1,29 +1,23 @@
 """The protocol's description, for those who may call."""
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, Final
 
-from grpc_reflection.v1alpha import reflection
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from mobd_server.adapters.rpc.handlers import Identify, refuse
-from mobd_server.errors import MobdError
+from mobd_server.actors.links import Call
+
+SERVICE: Final[ServiceDescriptor] = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
 
 
-class Described(reflection.aio.ReflectionServicer):  # type: ignore[misc]  # the package has no types
-    """ServerReflection, which asks who calls like every other method.
+class Described:
+    """ServerReflection, behind the same door as every other method."""
 
-    Health does not: what probes a server, such as a load balancer, has no token.
-    """
+    def __init__(self, services: Iterable[str]) -> None:
+        self._servicer: Any = reflection.aio.ReflectionServicer(services)
 
-    def __init__(self, services: Iterable[str], identify: Identify) -> None:
-        super().__init__(services)
-        self._identify = identify
-
-    async def ServerReflectionInfo(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 gRPC's name
-        metadata = dict(context.invocation_metadata() or ())
-        try:
-            self._identify(metadata.get("authorization"))
-        except MobdError as error:
-            await refuse(context, error)
-        async for answer in super().ServerReflectionInfo(requests, context):
+    async def server_reflection_info(self, requests: AsyncIterator[Any], _: Call) -> AsyncIterator[Any]:
+        """Answer what files, services and extensions there are."""
+        async for answer in self._servicer.ServerReflectionInfo(requests, None):
             yield answer

@@ -8,8 +8,6 @@ from typing import Final
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from msgspec import Struct
 
 from mobd.v1 import (
@@ -22,8 +20,8 @@ from mobd.v1 import (
     runs_pb2,
     server_pb2,
 )
+from mobd_server.adapters.rpc import health, reflection
 from mobd_server.adapters.rpc.handlers import Gate, Identify, MeterOf, OneLookUp, anyone, service_handler
-from mobd_server.adapters.rpc.reflection import Described
 
 SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
     service
@@ -79,24 +77,23 @@ class RpcServer:
         identify: Identify = anyone,
     ) -> None:
         self._server = grpc.aio.server(options=_options(transport))
-        self._health = health.aio.HealthServicer()
-        self._names = [service.full_name for service in SERVICES]
+        names = [service.full_name for service in SERVICES]
+        self._health = health.Health(names)
         self._gate = Gate()
         self._identify = identify
-        self._changes: set[asyncio.Task[None]] = set()
         self._listen = transport.listen
         handlers = [
             service_handler(service, servicers[service.name], self._gate, meter_of, identify) for service in SERVICES
         ]
-        self._server.add_generic_rpc_handlers([OneLookUp(handlers)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        handlers.append(self._health.methods())
         if transport.reflection:
-            names = [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME]
-            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Described(names, identify), self._server)
+            described = reflection.Described([*names, health.SERVICE, reflection.SERVICE.full_name])
+            # Behind a gate of its own: who looks at the protocol holds up no server that leaves.
+            handlers.append(service_handler(reflection.SERVICE, [described], Gate(), identify=identify))
+        self._server.add_generic_rpc_handlers([OneLookUp(handlers)])
 
     async def start(self) -> str:
         """Listen, not yet serving by its health; return the address. Raises AddressTaken."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             port = self._server.add_insecure_port(self._listen)
         except RuntimeError:
@@ -108,14 +105,11 @@ class RpcServer:
 
     async def serve(self) -> None:
         """Say by its health that the server serves."""
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._health.set_serving(True)
 
     def set_serving(self, serving: bool) -> None:
-        """Change the server's health, soon."""
-        answer = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        change = asyncio.get_running_loop().create_task(self._set_health(answer))
-        self._changes.add(change)
-        change.add_done_callback(self._changes.discard)
+        """Change the server's health."""
+        self._health.set_serving(serving)
 
     def ask_again(self) -> int:
         """Ask whom each open stream is of: those whose callers are not known any more end; return how many."""
@@ -123,7 +117,7 @@ class RpcServer:
 
     async def leave(self) -> None:
         """Say for good that the server does not serve, and begin no more calls."""
-        await self._health.enter_graceful_shutdown()
+        self._health.leave()
         self._gate.close()
 
     async def stop(self, patience_s: float) -> None:
@@ -149,10 +143,6 @@ class RpcServer:
         while arrived != self._gate.late:
             arrived = self._gate.late
             await asyncio.sleep(QUIET_S)
-
-    async def _set_health(self, answer: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
-        for name in ["", *self._names]:
-            await self._health.set(name, answer)
 
 
 def _why_not(listen: str) -> str:
