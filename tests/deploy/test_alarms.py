@@ -221,6 +221,8 @@ async def test_prometheus_scrapes_a_server_and_evaluates_every_alarm(tmp_path: P
 
             found = await until(evaluated, "every alarm to be evaluated")
             assert {rule["name"] for rule in found} == rules().keys()
-            assert {(rule["health"], rule["state"]) for rule in found} == {("ok", "inactive")}, found
+            assert {rule["health"] for rule in found} == {"ok"}, found
+            # On a machine that is busy an alarm may be about to sound; none has reason to.
+            assert not [rule["name"] for rule in found if rule["state"] == "firing"]
         finally:
             prometheus.kill()

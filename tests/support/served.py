@@ -113,7 +113,13 @@ class Served:
         return await self.process.ended(timeout_s)
 
     async def __aenter__(self) -> Self:
-        return await self.start()
+        try:
+            return await self.start()
+        except BaseException:
+            # Nobody else ends it: what failed to begin has no end.
+            if self._process is not None:
+                self._process.kill()
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
