@@ -10,6 +10,7 @@ from tests.support.loops import ticks
 
 from mobd_server.actors.feed import PAGE_RECORDS, TAIL_BYTES, Subscription
 from mobd_server.actors.watch import KEYS
+from mobd_server.adapters.memory.store import MemoryStore
 from mobd_server.errors import CursorAhead, CursorTooOld, LogChanged, SlowReader
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
@@ -319,3 +320,66 @@ async def test_a_destruction_wakes_those_who_wait_for_it() -> None:
 async def test_every_kind_of_event_is_known_to_wake_or_not_to_wake() -> None:
     quiet = {e.MobCreated, e.MemberSpawned, e.InputAccepted, e.RunCancelRequested, e.RunResent}
     assert set(KEYS) == set(e.EVENT_TYPES) - quiet
+
+
+class Counting(MemoryStore):
+    """A store that writes down after which events pages were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_after: list[int] = []
+
+    async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:
+        self.read_after.append(after)
+        return await super().read_events(mob_id, after, limit, max_bytes)
+
+
+async def long_log(store: MemoryStore) -> tuple[World, int]:
+    """Return a world with a mob of four pages that nobody has followed, and the head of its log."""
+    world = World(store)
+    actor = await world.create("m", "ada", "bob", "cyd")
+    for start in range(0, 3 * PAGE_RECORDS, PAGE_RECORDS):
+        for member_id in ("ada", "bob", "cyd"):
+            third = PAGE_RECORDS // 3
+            batch = [deliver(f"{member_id}{n}", member_id) for n in range(start, start + third)]
+            await soon(actor.ask(c.DeliverBatch(batch), ANYBODY))
+    return world, actor.confirmed
+
+
+async def test_the_next_page_is_read_while_a_reader_has_the_one_before_it() -> None:
+    store = Counting()
+    world, head = await long_log(store)
+    store.read_after.clear()
+    with world.publisher.subscribe("m", 0) as subscription:
+        seen = [record.seq for record in await following_page(subscription)]
+        await ticks()
+        assert store.read_after == [0, PAGE_RECORDS]
+        while subscription.cursor < head:
+            seen += [record.seq for record in await following_page(subscription)]
+    assert seen == list(range(1, head + 1))
+    # Each page once, and none for the end, which was not a whole page away.
+    assert store.read_after == list(range(0, head, PAGE_RECORDS))
+
+
+async def test_a_reader_that_leaves_reads_no_further_and_leaves_nothing_behind() -> None:
+    store = Counting()
+    world, _ = await long_log(store)
+    before = len(asyncio.all_tasks())
+    store.read_after.clear()
+    with world.publisher.subscribe("m", 0) as subscription:
+        await following_page(subscription)
+    await ticks()
+    assert max(store.read_after) <= PAGE_RECORDS
+    assert len(asyncio.all_tasks()) == before
+
+
+async def test_a_reader_whose_next_page_cannot_be_read_is_told_when_it_asks_for_it() -> None:
+    store = Counting()
+    world, head = await long_log(store)
+    with world.publisher.subscribe("m", 0) as subscription:
+        await following_page(subscription)
+        await ticks()
+        subscription.end(SlowReader("too slow", {}))
+        with pytest.raises(SlowReader):
+            await soon(subscription.next())
+    assert subscription.cursor == PAGE_RECORDS < head

@@ -4,6 +4,7 @@ A follower is a cursor into the log. It reads the store up to where the feed's t
 the tail holds a bounded number of bytes, once for all followers, and only while there are any.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -19,7 +20,7 @@ from mobd_server.ports import Clock, Store
 TAIL_BYTES: Final = 1 << 20
 # How much the tail grows before it is looked at whether all have read its beginning.
 TRIM_STEP_BYTES: Final = 1 << 16
-PAGE_RECORDS: Final = 256
+PAGE_RECORDS: Final = 384
 # What a record costs beside its payload.
 RECORD_BYTES: Final = 256
 
@@ -162,7 +163,7 @@ class Subscription:
     the mob can't be loaded; `cursor`, also in the error's details, is where to go on. Close it, or use it with `with`.
     """
 
-    __slots__ = ("_error", "_feed", "_live", "_store", "bell", "cursor")
+    __slots__ = ("_ahead", "_error", "_feed", "_live", "_store", "bell", "cursor")
 
     def __init__(self, feed: Feed, store: Store, clock: Clock, cursor: int) -> None:
         self._feed = feed
@@ -170,6 +171,8 @@ class Subscription:
         # Whether it has read all that was published, and has only to keep up.
         self._live = False
         self._error: MobdError | None = None
+        # A page that is being read while the one before it is on its way, and after which event it begins.
+        self._ahead: tuple[int, asyncio.Task[list[Record]]] | None = None
         self.bell = Bell(clock)
         # The last event that was handed out.
         self.cursor = cursor
@@ -206,7 +209,7 @@ class Subscription:
                     return []
                 continue
             else:
-                page = await self._read(feed)
+                page = await self._next_stored(feed)
             self.cursor = page[-1].seq
             return page
 
@@ -222,6 +225,7 @@ class Subscription:
     def close(self) -> None:
         """Stop following; harmless if repeated."""
         self._feed.remove(self)
+        self._forget_ahead()
 
     def __enter__(self) -> Self:
         return self
@@ -246,13 +250,34 @@ class Subscription:
             )
         self._live = False
 
-    async def _read(self, feed: Feed) -> list[Record]:
+    async def _next_stored(self, feed: Feed) -> list[Record]:
+        """Return the page after the cursor from the store, and begin to read the one after it if it is a long way."""
+        if self._ahead is not None and self._ahead[0] == self.cursor:
+            (_, reading), self._ahead = self._ahead, None
+            page = await reading
+        else:
+            self._forget_ahead()
+            page = await self._read(feed, self.cursor)
+        after = page[-1].seq
+        if feed.head - after >= PAGE_RECORDS:
+            reading = asyncio.get_running_loop().create_task(self._read(feed, after))
+            # Nobody may come for its error.
+            reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._ahead = (after, reading)
+        return page
+
+    def _forget_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead[1].cancel()
+            self._ahead = None
+
+    async def _read(self, feed: Feed, after: int) -> list[Record]:
         # What is stored but not published yet is not shown before its answer is.
-        limit = min(PAGE_RECORDS, feed.head - self.cursor)
-        page = await self._store.read_events(feed.mob_id, self.cursor, limit)
-        if not page or page[0].seq != self.cursor + 1:
+        limit = min(PAGE_RECORDS, feed.head - after)
+        page = await self._store.read_events(feed.mob_id, after, limit)
+        if not page or page[0].seq != after + 1:
             if self._error is not None:
                 # Those who follow a mob are ended before its log is deleted.
                 raise self._error
-            raise Internal(f"the log of mob '{feed.mob_id}' has no event {self.cursor + 1}")
+            raise Internal(f"the log of mob '{feed.mob_id}' has no event {after + 1}")
         return page
