@@ -18,7 +18,7 @@ async def pause(seconds: float) -> None:
 def make(chance: random.Random, how: dict[str, Any], client: mobd.Client, *, good: bool = False) -> mobd.Agent:
     """Return an agent as a step describes it; a good one only succeeds."""
     agent = mobd.Agent(
-        mob="m",
+        mob=how.get("mob", "m"),
         roles=how["roles"],
         members=how.get("members", ()),
         capacity=how["capacity"],

@@ -11,7 +11,9 @@ from tests.simulation.plan import MEMBERS
 import mobd
 from mobd.v1 import common_pb2
 
+# Most happens in the first mob; the other one shares its commits.
 MOB: Final = "m"
+OTHER: Final = "n"
 CALL_S: Final = 12.0
 
 
@@ -79,7 +81,13 @@ class Person:
         for _ in range(4):
             try:
                 await self.client.deliver(
-                    MOB, how["member"], how["text"], input_id=name, fence=_fence(how), **_shape(how), timeout=CALL_S
+                    how.get("mob", MOB),
+                    how["member"],
+                    how["text"],
+                    input_id=name,
+                    fence=_fence(how),
+                    **_shape(how),
+                    timeout=CALL_S,
                 )
             except (mobd.Unavailable, mobd.DeadlineExceeded):
                 continue

@@ -122,7 +122,8 @@ TROUBLES: Final[dict[str, tuple[int, Maker]]] = {
     "zombie": (2, lambda chance: {"seconds": chance.random() * 6}),
     "freeze": (3, lambda chance: {"seconds": chance.random() * 8}),
     "disconnect": (2, lambda _: {}),
-    "clock": (2, lambda chance: {"seconds": chance.choice([-90_000, -3600, -2, 2, 3600, 90_000])}),
+    # Never by a day in all: what is delivered is forgotten then.
+    "clock": (2, lambda chance: {"seconds": chance.choice([-6_000, -600, -2, 2, 600, 6_000])}),
     "store_away": (2, lambda chance: {"seconds": chance.random() * 8}),
     "store_fault": (7, lambda chance: {"faults": chance.choices(FAULTS, k=chance.randrange(1, 4))}),
     "break": (4, lambda chance: {"host": chance.choice(HOSTS)}),
@@ -157,6 +158,12 @@ def draw(seed: int) -> list[Step]:
     steps += [Step(chance.random() * 3, "agents", "start", _agent(chance)) for _ in range(chance.randrange(1, 4))]
     # Some worlds are busy, some are calm.
     calls, troubles, agents = chance.randrange(20, 110), chance.randrange(0, 14), chance.randrange(1, 7)
+    # The other mob has one agent and a steady flow of inputs.
+    if chance.random() < 0.6:
+        steps.append(Step(0.5, "agents", "start", {"host": "host-n", "mob": "n", "roles": ["lead"], "capacity": 1}))
+        for count in range(chance.randrange(5, 20)):
+            how = {"mob": "n", "member": "solo", "input": f"n{count}", "text": "one"}
+            steps.append(Step(chance.random() * HORIZON_S, CLIENTS[0], "deliver", how))
     for _ in range(calls):
         what, how = _drawn(chance, CALLS)
         late = what in ENDS and chance.random() < 0.8

@@ -18,7 +18,7 @@ from tests.checker.history import Record, Recorder, to_line
 from tests.checker.plain import plain
 from tests.simulation import agents, plan
 from tests.simulation.agents import pause
-from tests.simulation.clients import MOB, Person
+from tests.simulation.clients import MOB, OTHER, Person
 from tests.simulation.loop import Endless, SimLoop, Stuck
 from tests.simulation.network import SimNetwork, SimSystem
 from tests.simulation.plan import Step
@@ -142,6 +142,7 @@ class World:
             client.setLevel(levels[1])
 
     async def _live(self) -> None:
+        self.loop.shuffles = self._chance("shuffling").random() < 0.25
         self.network = SimNetwork(self._chance("network"), self.loop)
         self.storage = Storage(self._chance("storage"), self.loop)
         fate, context = self._chance("crashes"), Node("fate").context
@@ -152,12 +153,17 @@ class World:
         self._system = SimSystem(self.place, self.network, VirtualClock(), self.recorder, self.seed)
         with used(self._system):
             self._boot()
-            await self._person("founder").client.create_mob(MOB, DEFINITION, request_id="create", timeout=60)
+            founder = self._person("founder").client
+            for mob in (MOB, OTHER):
+                await founder.create_mob(mob, DEFINITION, request_id="create", timeout=60)
+            await founder.spawn(OTHER, "solo", "lead", timeout=60)
             for step in self.steps:
                 self.loop.call_later(step.at, self._begin, step)
             await pause(plan.HORIZON_S)
             await self._heal()
-            await self._finish(await self._rest())
+            for mob in (MOB, OTHER):
+                await self._finish(mob, quiet=await self._rest(mob))
+            self._over = True
 
     def _begin(self, step: Step) -> None:
         self.recorder.note("fate", str(step))
@@ -340,39 +346,41 @@ class World:
         for node, _ in [one for ones in self._agents.values() for one in ones]:
             if node.alive:
                 self._kill(node, silently=self.seed % 2 == 0)
-        self._start_agent({"host": "good", "roles": ["analyst", "lead"], "capacity": 4}, good=True)
+        for mob in (MOB, OTHER):
+            how = {"host": f"good-{mob}", "mob": mob, "roles": ["analyst", "lead"], "capacity": 4}
+            self._start_agent(how, good=True)
         _, waiting = await asyncio.wait(self._calls or [asyncio.ensure_future(pause(0))], timeout=QUIET_S)
         if waiting:
             self.failures.append(f"{len(waiting)} calls never ended")
 
-    async def _rest(self) -> bool:
+    async def _rest(self, name: str) -> bool:
         """Wait until nothing is under way; say whether every input has ended."""
         client = self._person("judge").client
         end = self.loop.time() + QUIET_S
         while True:
-            mob = await client.get_mob(MOB, timeout=60)
+            mob = await client.get_mob(name, timeout=60)
             if mob.phase == mobs_pb2.MOB_PHASE_STOPPED and mob.pending == mobs_pb2.MOB_PENDING_UNSPECIFIED:
-                await client.resume_mob(MOB, timeout=60)
-            inputs = [one async for one in client.list_inputs(MOB, timeout=60)]
+                await client.resume_mob(name, timeout=60)
+            inputs = [one async for one in client.list_inputs(name, timeout=60)]
             live = [one for one in inputs if one.state in LIVE]
             if not live and mob.pending == mobs_pb2.MOB_PENDING_UNSPECIFIED:
                 return True
             # What wakes nobody waits for what does.
-            await self._wake({one.member_id for one in live}, mob.phase)
+            await self._wake(mob, {one.member_id for one in live})
             if self.loop.time() > end:
                 self.failures.append(f"never at rest: {mob}; {[plain(one) for one in live]}")
                 return False
             await pause(1.0)
 
-    async def _wake(self, members: set[str], phase: int) -> None:
-        for member in sorted(members) if phase == mobs_pb2.MOB_PHASE_RUNNING else ():
+    async def _wake(self, mob: mobs_pb2.Mob, members: set[str]) -> None:
+        for member in sorted(members) if mob.phase == mobs_pb2.MOB_PHASE_RUNNING else ():
             try:
-                await self._person("judge").client.deliver(MOB, member, "wake up", input_id="wake", timeout=60)
+                await self._person("judge").client.deliver(mob.mob_id, member, "wake up", input_id="wake", timeout=60)
             except (mobd.DeliveryRejected, mobd.InvalidTransition, mobd.MemberNotFound):
                 # It, or its mob, leaves, and so it runs what it has.
                 continue
 
-    async def _finish(self, quiet: bool) -> None:
+    async def _finish(self, mob: str, *, quiet: bool) -> None:
         """Read the final log and state into the history, as one who was not there."""
         stubs, recorder = self._person("judge").client._stubs, self.recorder
         recorder.reading(MOB)
@@ -380,31 +388,32 @@ class World:
         while cursor < head:
             start = events_pb2.EventStart(after_cursor=cursor)
             page = await stubs.events.PollEvents(
-                events_pb2.PollEventsRequest(mob_id=MOB, start=start, limit=5_000), timeout=60
+                events_pb2.PollEventsRequest(mob_id=mob, start=start, limit=5_000), timeout=60
             )
             for event in page.events:
-                recorder.logged(MOB, plain(event))
+                recorder.logged(mob, plain(event))
             cursor, head = page.next_cursor, page.head
-        recorder.final_end(MOB, "log", quiet=quiet)
+        recorder.final_end(mob, "log", quiet=quiet)
         await self._list(
-            "member", "members", stubs.members.ListMembers, members_pb2.ListMembersRequest, include_retiring=True
+            mob, "member", "members", stubs.members.ListMembers, members_pb2.ListMembersRequest, include_retiring=True
         )
-        await self._list("input", "inputs", stubs.bridge.ListInputs, bridge_pb2.ListInputsRequest)
+        await self._list(mob, "input", "inputs", stubs.bridge.ListInputs, bridge_pb2.ListInputsRequest)
         await self._list(
-            "operation", "operations", stubs.operations.ListOperations, operations_pb2.ListOperationsRequest
+            mob, "operation", "operations", stubs.operations.ListOperations, operations_pb2.ListOperationsRequest
         )
-        self._over = True
 
-    async def _list(self, what: str, items: str, method: Callable[..., Any], request: Any, **more: Any) -> None:
+    async def _list(
+        self, mob: str, what: str, items: str, method: Callable[..., Any], request: Any, **more: Any
+    ) -> None:
         token = ""
         while True:
-            answer = await method(request(mob_id=MOB, page_size=1000, page_token=token, **more), timeout=60)
+            answer = await method(request(mob_id=mob, page_size=1000, page_token=token, **more), timeout=60)
             for one in getattr(answer, items):
-                self.recorder.final(MOB, what, plain(one))
+                self.recorder.final(mob, what, plain(one))
             token = answer.next_page_token
             if not token:
                 break
-        self.recorder.final_end(MOB, what)
+        self.recorder.final_end(mob, what)
 
 
 class _Ear(logging.Handler):
