@@ -136,6 +136,16 @@ async def test_what_is_large_is_read_in_the_next_call_but_always_something(backe
     assert len(await backend.store.read_many(wanted[2:], 100, max_bytes=1)) == 1
 
 
+async def test_events_that_are_large_are_left_to_whoever_reads_on(sql: Backend) -> None:
+    await authors(sql, "m", "n", "o")
+    wanted = [Wanted(name, WHOLE) for name in ("m", "n", "o")]
+    assert [len(one.events) for one in await sql.store.read_many(wanted, 100, max_bytes=1)] == [1, 0, 0]
+    whole = [one.events for one in await sql.store.read_many(wanted, 100)]
+    enough = sum(len(one.payload) for events in whole[:2] for one in events)
+    cut = [one.events for one in await sql.store.read_many(wanted, 100, max_bytes=enough + 1)]
+    assert cut == [whole[0], whole[1], whole[2][:1]]
+
+
 @pytest.mark.parametrize("kind", ["can not be decoded", "is not known"])
 async def test_what_can_not_be_read_of_one_mob_hurts_no_other(sql: Backend, kind: str) -> None:
     found = await authors(sql, "m", "n")

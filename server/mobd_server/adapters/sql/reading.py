@@ -2,11 +2,13 @@
 
 import typing
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
 from msgspec import structs
-from sqlalchemy import Connection, Select, bindparam, func, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, func, or_, select, update
 
 from mobd_server.adapters.sql import snapshots
 from mobd_server.adapters.sql.purge import DELETING
@@ -33,6 +35,10 @@ _types: Final = typing.get_type_hints(Record)
 _decode_rows: Final[Callable[[str], list[tuple[Any, ...]]]] = msgspec.json.Decoder(
     list[tuple[tuple(_types[column.name] for column in _COLUMNS)]]  # type: ignore[misc]  # as many as there are columns
 ).decode
+_decode_many: Final[Callable[[str], list[tuple[Any, ...]]]] = msgspec.json.Decoder(
+    list[tuple[(str, *(_types[column.name] for column in _COLUMNS))]]  # type: ignore[misc]  # as above
+).decode
+_place: Final = itemgetter(0, 1)
 _SEQ, _KIND, _V, _PAYLOAD = (Record.__struct_fields__.index(name) for name in ("seq", "kind", "v", "payload"))
 
 
@@ -145,16 +151,16 @@ def read_many(connection: Connection, wanted: Sequence[Wanted], limit: int, max_
             break
         seq = newest.get(one.mob_id)
         snapshot = snapshots.newest(connection, one.mob_id, seq) if seq is not None else None
-        begun = found[one.mob_id] = Beginning(snapshot, [])
-        if snapshot is not None:
-            size += len(snapshot.state)
-            after = events.c.mob_id == one.mob_id, events.c.seq > snapshot.seq
-            query = select(events.c.mob_id, *_COLUMNS).where(*after).order_by(events.c.seq).limit(limit)
-            size += _fill_in({one.mob_id: begun}, connection, query, max_bytes)
-    whole = {mob_id: begun for mob_id, begun in found.items() if begun.snapshot is None}
-    if whole:
-        query = select(events.c.mob_id, *_COLUMNS).where(events.c.mob_id.in_(whole), events.c.seq <= limit)
-        _fill_in(whole, connection, query.order_by(events.c.mob_id, events.c.seq), max_bytes)
+        found[one.mob_id] = Beginning(snapshot, [])
+        size += len(snapshot.state) if snapshot is not None else 0
+    broken: set[str] = set()
+    for mob_id, *row in _first_rows(connection, found, limit, max_bytes):
+        if mob_id not in broken:
+            try:
+                found[mob_id].events.append(record(mob_id, row))
+            except MobdError:
+                # Whoever reads on is told.
+                broken.add(mob_id)
     return list(found.values())
 
 
@@ -169,21 +175,33 @@ def _newest(connection: Connection, wanted: Sequence[Wanted]) -> dict[str, int]:
     return newest
 
 
-def _fill_in(begun: dict[str, Beginning], connection: Connection, query: Select[Any], max_bytes: int) -> int:
-    """Add the events of a query to what was begun until they are too large; return how large they are."""
-    size = 0
-    broken: set[str] = set()
-    with connection.execute(query, execution_options={"yield_per": 500}) as rows:
-        for mob_id, *row in rows:
-            if mob_id in broken:
-                continue
-            try:
-                begun[mob_id].events.append(record(mob_id, row))
-            except MobdError:
-                # Whoever reads on is told.
-                broken.add(mob_id)
-                continue
-            size += len(row[_PAYLOAD])
-            if size >= max_bytes:
-                break
-    return size
+def _first_rows(
+    connection: Connection, begun: dict[str, Beginning], limit: int, max_bytes: int
+) -> Sequence[Sequence[Any]]:
+    """Return the first rows behind the snapshots of mobs, with the mob's id before each: as many as fit."""
+    binds: dict[str, Any] = {"max_bytes": max_bytes}
+    for place, (mob_id, one) in enumerate(begun.items()):
+        seq = one.snapshot.seq if one.snapshot is not None else 0
+        binds |= {f"mob_{place}": mob_id, f"after_{place}": seq, f"up_to_{place}": seq + limit}
+    if connection.dialect.name != "sqlite":
+        return connection.execute(_first_of(len(begun), as_json=False), binds).all()
+    return sorted(_decode_many(connection.execute(_first_of(len(begun), as_json=True), binds).scalar_one()), key=_place)
+
+
+@lru_cache(maxsize=256)
+def _first_of(count: int, *, as_json: bool) -> Select[Any]:
+    """Return the query of the first rows of so many mobs, whose sizes add up to less than `max_bytes` before each."""
+    places = [
+        and_(
+            events.c.mob_id == bindparam(f"mob_{place}"),
+            events.c.seq > bindparam(f"after_{place}"),
+            events.c.seq <= bindparam(f"up_to_{place}"),
+        )
+        for place in range(count)
+    ]
+    size = func.length(events.c.payload)
+    before = (func.sum(size).over(order_by=(events.c.mob_id, events.c.seq)) - size).label("before")
+    rows = select(events.c.mob_id, *_COLUMNS, before).where(or_(*places)).subquery()
+    page = select(*list(rows.c)[:-1]).where(rows.c.before < bindparam("max_bytes"))
+    page = page.order_by(rows.c.mob_id, rows.c.seq)
+    return select(func.json_group_array(func.json_array(*page.subquery().c))) if as_json else page
