@@ -7,9 +7,10 @@ import pytest
 from msgspec import Raw
 from tests.actors.world import ANYBODY, World, create_mob, deliver, soon
 
+from mobd_server.actors.recent import Recent
 from mobd_server.adapters.memory.rebuilder import InlineRebuilder
 from mobd_server.adapters.memory.store import MemoryStore
-from mobd_server.errors import MobNotFound, MobQuarantined
+from mobd_server.errors import MobNotFound, MobQuarantined, MobReloading
 from mobd_server.machines import commands as c
 from mobd_server.machines.records import Record
 from mobd_server.services.bridge import Bridge
@@ -38,6 +39,10 @@ class OvertakenStore(MemoryStore):
         await self._overtaken()
         return await super().read_events(mob_id, after, limit, max_bytes)
 
+    async def seq_at(self, mob_id: str, at: int) -> int:
+        await self._overtaken()
+        return await super().seq_at(mob_id, at)
+
     async def read_event(self, mob_id: str, seq: int) -> Record | None:
         await self._overtaken()
         return await super().read_event(mob_id, seq)
@@ -58,6 +63,8 @@ async def destroyed() -> tuple[World, OvertakenStore]:
     await soon(actor.ask(c.SettleRun(attachment_id, run.run_id, run.fence, Raw(b"1"), b"x"), ANYBODY))
     await soon(actor.ask(deliver("i2"), ANYBODY))
     await soon(actor.ask(c.DestroyMob(), ANYBODY))
+    # What is new is at hand without the log.
+    world.publisher.recent = Recent()
     return world, store
 
 
@@ -116,6 +123,19 @@ async def test_who_reads_a_mob_while_another_takes_its_name_is_not_shown_the_oth
     store.meanwhile = replace
     with pytest.raises(MobNotFound):
         await soon(readers(world)[name]())
+
+
+@pytest.mark.parametrize("leave", ["delete", "forget"])
+async def test_who_looks_for_a_time_in_the_log_of_a_mob_that_leaves_memory_is_told_to_look_again(leave: str) -> None:
+    world, store = await destroyed()
+
+    async def forget() -> None:
+        world.publisher.forget("m")
+
+    store.meanwhile = forget if leave == "forget" else lambda: world.registry.delete("m")
+    events = Events(world.registry, world.publisher, world.store, world.clock)
+    with pytest.raises(MobReloading):
+        await soon(anext(events.watch("m", Start("since", 1), EventFilter(), "")))
 
 
 async def test_a_log_that_lacks_an_event_is_no_log_that_was_deleted() -> None:

@@ -7,6 +7,7 @@ nothing to wait for: load it first.
 from collections.abc import Callable, Collection, Iterable
 
 from mobd_server.actors.feed import Feed, Subscription
+from mobd_server.actors.loss import reloading
 from mobd_server.actors.recent import Recent
 from mobd_server.actors.watch import MOB_KEY, Watch, input_key, life_key, member_key, operation_key
 from mobd_server.errors import Draining, LogChanged, MobdError
@@ -59,9 +60,9 @@ class Publisher:
     def subscribe(self, mob_id: str, after: int, log_id: str | None = None) -> Subscription:
         """Follow a mob that was loaded, from the events after the cursor `after` on.
 
-        Raises LogChanged, CursorAhead and CursorTooOld.
+        Raises LogChanged, CursorAhead and CursorTooOld, and MobReloading if it is loaded no more.
         """
-        feed = self._feeds[mob_id]
+        feed = self._loaded(mob_id)
         feed.check_cursor(after, log_id)
         subscription = Subscription(feed, self._store, self._clock, after)
         if self._closed:
@@ -71,7 +72,8 @@ class Publisher:
     def watch(self, mob_id: str, member_id: str | None = None, canonical_input_id: str | None = None) -> Watch:
         """Wait for changes of a mob that was loaded: of the mob itself, of one member, of one of its inputs.
 
-        Open the watch before the state is read for the first time, and close it at the end.
+        Open the watch before the state is read for the first time, and close it at the end. Raises MobReloading if the
+        mob is loaded no more, as the others do.
         """
         keys = [MOB_KEY]
         if member_id is not None:
@@ -89,12 +91,19 @@ class Publisher:
         return self._watch(mob_id, (MOB_KEY, *map(operation_key, operation_ids), *map(life_key, member_ids)))
 
     def _watch(self, mob_id: str, keys: tuple[str, ...]) -> Watch:
-        feed = self._feeds[mob_id]
+        feed = self._loaded(mob_id)
         watch = Watch(feed.watches, self._clock, keys)
         feed.watches.add(watch)
         if self._closed:
             watch.end(_draining())
         return watch
+
+    def _loaded(self, mob_id: str) -> Feed:
+        feed = self._feeds.get(mob_id)
+        if feed is None:
+            # It was loaded when the caller looked, and has left memory or was deleted since: a second try will tell.
+            raise reloading(mob_id)
+        return feed
 
     def fail(self, mob_id: str, make_error: Callable[[], MobdError]) -> None:
         """End all subscriptions and watches of a mob that can't be loaded."""
