@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 HERE = Path(__file__).parent
+PATIENCE_S = 300.0
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -161,6 +162,7 @@ def h2load(
         env=preloaded(stamp, data),
         capture_output=True,
         text=True,
+        timeout=PATIENCE_S,
         check=True,
     )
     loop_us, others_us = served.spent(before, count)

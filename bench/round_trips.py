@@ -30,6 +30,7 @@ CALLERS = IN_FLIGHT
 # Where the descriptors begin on which callers wait: nothing else is as high.
 FIRST_FD = 512
 RATE = 1_500.0
+PATIENCE_S = 120.0
 AGENTS = {"thin": "thin_agent.py", "sdk": "sdk_agent.py"}
 # The cell, the mob (which says whose agent it is), and whether each caller watches for itself.
 WAYS = {"one watcher": ("thin", False), "a watch each": ("thin", True), "client's agent": ("sdk", False)}
@@ -64,7 +65,7 @@ class Settlements:
 
     def rate(self) -> float:
         """Wait until all is settled, and return how many were a second."""
-        self._thread.join(timeout=60)
+        self._thread.join(timeout=PATIENCE_S)
         self._call.cancel()
         assert len(self.times) == self._wanted, f"{len(self.times)} of {self._wanted} were settled"
         assert self.failed is None, self.failed
@@ -117,6 +118,7 @@ def settled(ground: Ground, store: str, mob_id: str, prefix: str, count: int) ->
             pass_fds=range(FIRST_FD, FIRST_FD + CALLERS),
             capture_output=True,
             text=True,
+            timeout=PATIENCE_S,
             check=True,
         )
         answered(done.stdout, count)
@@ -138,7 +140,7 @@ def asked(ground: Ground, store: str, mob_id: str, prefix: str, count: int) -> d
     before = running.threads()
     began = running.head(mob_id)
     env = preloaded(ground.place.stamp, data, slots=CALLERS, second=second, log=log)
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     rate = answered(done.stdout, 2 * count) / 2
     loop_us, others_us = running.spent(before, count)
     # Accepted, started, settled.
@@ -166,7 +168,7 @@ def agents(ground: Ground) -> Iterator[None]:
             for mob_id, script in AGENTS.items():
                 running.create(mob_id, CALLERS)
                 command = [sys.executable, str(HERE / script), f"127.0.0.1:{running.port}", mob_id]
-                process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+                process = subprocess.Popen(command)
                 stack.callback(process.wait)
                 stack.callback(process.kill)
         for running in ground.servers.values():

@@ -40,17 +40,23 @@ async def main(target: str, mob_id: str) -> None:
         hello.serves.add(role="worker")
         await call.write(agents_pb2.AttachRequest(frames=[agents_pb2.AgentFrame(hello=hello)]))
 
+        # A stream takes one message at a time.
+        turn = asyncio.Lock()
+
+        async def write(frames: list[agents_pb2.AgentFrame]) -> None:
+            async with turn:
+                await call.write(agents_pb2.AttachRequest(frames=frames))
+
         async def beat() -> None:
             while True:
                 await asyncio.sleep(BEAT_S)
-                still = agents_pb2.AgentFrame(heartbeat=agents_pb2.Heartbeat())
-                await call.write(agents_pb2.AttachRequest(frames=[still]))
+                await write([agents_pb2.AgentFrame(heartbeat=agents_pb2.Heartbeat())])
 
         beats = asyncio.create_task(beat())
         async for message in call:
             frames = [answer for frame in message.frames for answer in answers(frame)]
             if frames:
-                await call.write(agents_pb2.AttachRequest(frames=frames))
+                await write(frames)
         beats.cancel()
 
 
