@@ -154,7 +154,7 @@ class Run:
             await world.begin()
             untouched = await world.state(UNTOUCHED)
             indices = iter(range(first, first + count))
-            with machine.Doctor(self._served.target) as doctor:
+            with machine.Doctor(self._served.target, self._served.process.pid) as doctor:
                 await asyncio.gather(*(self._work(world, indices) for _ in range(WORKERS)))
             self.report.pulse = doctor.pulse
             if await world.state(UNTOUCHED) != untouched:
