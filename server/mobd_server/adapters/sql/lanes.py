@@ -65,13 +65,15 @@ def _insert(table: str, columns: Sequence[str], rows: int) -> str:
 
 
 class SqliteLane:
-    """Multi-row INSERTs, each of as many rows as there are up to BLOCK, so that every statement stays prepared.
+    """Multi-row INSERTs: of as many rows as there are up to EXACT, else of 2^k, so that every statement stays prepared.
 
     Few statements matter more than short ones: at each of them a thread lets go of the interpreter and has to get hold
     of it again, which costs more than what SQLite does. A database that another has locked is not waited for here.
     """
 
-    BLOCK: Final = 64
+    EXACT: Final = 64
+    # The largest power of two whose binds stay below SQLite's limit of 32,766.
+    MOST: Final = 1_024
 
     waits: Final = False
 
@@ -116,13 +118,15 @@ class SqliteLane:
         return fenced
 
     def _rows(self, table: str, columns: Sequence[str], rows: list[tuple[Any, ...]]) -> None:
-        for at in range(0, len(rows), self.BLOCK):
-            block = rows[at : at + self.BLOCK]
-            size = len(block)
+        at, left = 0, len(rows)
+        while left:
+            size = left if left <= self.EXACT else min(self.MOST, 1 << left.bit_length() - 1)
             text = self._texts.get((table, size))
             if text is None:
                 text = self._texts[table, size] = _insert(table, columns, size)
-            self._cursor.execute(text, list(chain.from_iterable(block)))
+            self._cursor.execute(text, list(chain.from_iterable(rows[at : at + size])))
+            at += size
+            left -= size
 
     def commit(self) -> None:
         # Not as a statement: the driver's own lets go of the interpreter once.
