@@ -88,7 +88,7 @@ def shown(method: MethodDescriptor, raw: bytes) -> str:
 
 
 async def call(channel: grpc.aio.Channel, case: Case) -> Outcome:
-    """Make a call that has one request, and return what became of it."""
+    """Make a call, and return what became of it. A stream of requests sends them all, whatever it is told."""
     method = case.descriptor
     path = f"/{method.containing_service.full_name}/{method.name}"
     timeout_s = case.timeout_s or (PATIENCE_S if case.method in PATIENT else LIMIT_S)
@@ -96,7 +96,15 @@ async def call(channel: grpc.aio.Channel, case: Case) -> Outcome:
     made: Any
     answers: list[bytes] = []
     given_up = False
-    if method.server_streaming:
+    if method.client_streaming:
+        talked: Any = channel.stream_stream(path)
+        made = talked(timeout=timeout_s, metadata=case.metadata)
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            for message in case.messages:
+                await made.write(message)
+            await made.done_writing()
+        given_up = await read(made, answers, LIMIT_S)
+    elif method.server_streaming:
         opened: Any = channel.unary_stream(path)
         made = opened(case.messages[0], timeout=timeout_s, metadata=case.metadata)
         given_up = await read(made, answers, SILENCE_S if case.method == SILENT else LIMIT_S)
