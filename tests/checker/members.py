@@ -73,7 +73,9 @@ class Part:
             if life in ("absent", "leaving"):
                 possible["not_found"] = state
         if self.outcome == _OPEN:
-            return [possible.get("accepted", state)]
+            # Without an answer it was accepted if it could be, unless nobody can tell whether its fence was stale.
+            unsure = "accepted" in possible and "stale" in possible
+            return [possible.get("accepted", state), *([state] if unsure else [])]
         return [possible[self.outcome]] if self.outcome in possible else []
 
 
@@ -93,12 +95,10 @@ def _outcome(outcome: Plain) -> str:
 
 def _delivering(parts: list[Part]) -> Apply:
     def apply(state: State) -> list[State]:
+        states = [state]
         for part in parts:
-            after = part.apply(state)
-            if not after:
-                return []
-            (state,) = after
-        return [state]
+            states = [after for one in states for after in part.apply(one)]
+        return states
 
     return apply
 
@@ -107,10 +107,10 @@ def _moving(moves: dict[str, str], fence: Plain, *, sure: bool) -> Apply:
     """Return an operation that moves a member by a table; a fence must be current for that."""
 
     def apply(state: State) -> list[State]:
-        fits, _ = _fence_fits(state, fence)
+        fits, stale = _fence_fits(state, fence)
         if not fits or state.life not in moves:
             return [] if sure else [state]
-        return [state._replace(life=moves[state.life])]
+        return [state._replace(life=moves[state.life]), *([state] if stale and not sure else [])]
 
     return apply
 
