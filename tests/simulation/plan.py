@@ -68,7 +68,7 @@ def _deliver(chance: random.Random) -> dict[str, Any]:
     if chance.random() < 0.9:
         how["input"] = f"i{chance.randrange(INPUTS)}"
     how["text"] = chance.choice(["one", "one", "one", "two"])
-    for name, odds in (("steer", 0.25), ("quiet", 0.1), ("supersedes", 0.15)):
+    for name, odds in (("steer", 0.25), ("quiet", 0.1), ("supersedes", 0.15), ("hurry", 0.1)):
         if chance.random() < odds:
             how[name] = True
     return how
@@ -157,7 +157,11 @@ def draw(seed: int) -> list[Step]:
     steps = [Step(0.05, CLIENTS[0], "spawn", {"member": member}) for member in MEMBERS if chance.random() < 0.85]
     steps += [Step(chance.random() * 3, "agents", "start", _agent(chance)) for _ in range(chance.randrange(1, 4))]
     # Some worlds are busy, some are calm.
-    calls, troubles, agents = chance.randrange(20, 110), chance.randrange(0, 14), chance.randrange(1, 7)
+    calls, troubles, agents = (
+        chance.randrange(20, 110),
+        chance.randrange(chance.choice([2, 14, 40])),
+        chance.randrange(1, 7),
+    )
     # The other mob has one agent and a steady flow of inputs.
     if chance.random() < 0.6:
         steps.append(Step(0.5, "agents", "start", {"host": "host-n", "mob": "n", "roles": ["lead"], "capacity": 1}))

@@ -48,8 +48,9 @@ SETTINGS: Final[dict[str, Any]] = {
     "drain_s": 2.0,
     "snapshot_events": 100,
     "snapshot_tail": 10,
-    "passivate_after_s": 5.0,
 }
+# What differs from world to world.
+DRAWN: Final[dict[str, tuple[Any, ...]]] = {"passivate_after_s": (1.0, 5.0), "journal_slots": (16, 4096, 4096)}
 MOST_STEPS: Final = 3_000_000
 # How long everything may take to come to rest once nothing goes wrong any more.
 QUIET_S: Final = 240.0
@@ -142,6 +143,8 @@ class World:
             client.setLevel(levels[1])
 
     async def _live(self) -> None:
+        chance = self._chance("settings")
+        self._drawn = {name: chance.choice(values) for name, values in DRAWN.items()}
         self.loop.shuffles = self._chance("shuffling").random() < 0.25
         self.network = SimNetwork(self._chance("network"), self.loop)
         self.storage = Storage(self._chance("storage"), self.loop)
@@ -274,7 +277,7 @@ class World:
             partial(CountedIds(0, chance.getrandbits(32)).new, "log"),
             partial(Door, self.place),
         )
-        server = assemble(Settings(**SETTINGS), outside, None)
+        server = assemble(Settings(**SETTINGS, **self._drawn), outside, None)
         self._server = server
         server.address = await server.rpc.start()
         try:
@@ -382,7 +385,18 @@ class World:
 
     async def _finish(self, mob: str, *, quiet: bool) -> None:
         """Read the final log and state into the history, as one who was not there."""
-        stubs, recorder = self._person("judge").client._stubs, self.recorder
+        client = self._person("judge").client
+        stubs, recorder = client._stubs, self.recorder
+        live = await client.get_state(mob, timeout=60)
+        folded = await client.get_state(mob, at_cursor=live.cursor, timeout=60)
+        differs = [
+            f"{kind} {name}: {parts.get(name)} in memory, {folded.parts.get(kind, {}).get(name)} from the log"
+            for kind, parts in live.parts.items()
+            for name in {**parts, **folded.parts.get(kind, {})}
+            if parts.get(name) != folded.parts.get(kind, {}).get(name)
+        ]
+        if differs:
+            self.failures.append(f"memory is not the log: {differs}")
         recorder.reading(MOB)
         cursor, head = 0, 1
         while cursor < head:
