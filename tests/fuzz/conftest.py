@@ -11,7 +11,7 @@ from tests.fuzz import machine
 from tests.fuzz.session import SETTINGS
 from tests.fuzz.witness import MEMBERS, MOB, deliveries, p99_s
 from tests.fuzz.world import connected
-from tests.support.processes import Process, say, until
+from tests.support.processes import Process, free_port, say, until
 from tests.support.served import Served
 
 from mobd.v1 import members_pb2, members_pb2_grpc, mobs_pb2, mobs_pb2_grpc
@@ -25,8 +25,9 @@ GROWTH_BYTES = 64 << 20
 class Besieged:
     """A server, and a witness of how it serves."""
 
-    def __init__(self, served: Served, witness: Path) -> None:
+    def __init__(self, served: Served, http_port: int, witness: Path) -> None:
         self.served = served
+        self.http_port = http_port
         self._witness = witness
         self._alone_s = 0.0
 
@@ -68,7 +69,8 @@ class Besieged:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def besieged(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Besieged]:
     folder = tmp_path_factory.mktemp("besieged")
-    async with Served(folder, None, SETTINGS) as served:
+    http_port = free_port()
+    async with Served(folder, None, {**SETTINGS, "MOBD_HTTP_LISTEN": f"127.0.0.1:{http_port}"}) as served:
         async with connected(served.target) as world:
             mobs = mobs_pb2_grpc.MobServiceStub(world.channel)
             members = members_pb2_grpc.MemberServiceStub(world.channel)
@@ -79,7 +81,7 @@ async def besieged(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Be
                 await members.SpawnMembers(members_pb2.SpawnMembersRequest(mob_id=mob_id, specs=specs))
         witness = Process(["tests/fuzz/witness.py", served.target], {}, folder / "witness.log")
         try:
-            found = Besieged(served, witness.log)
+            found = Besieged(served, http_port, witness.log)
             await found.begin()
             yield found
         finally:

@@ -61,6 +61,11 @@ def misfortunes(log: Path) -> Iterator[str]:
             yield line
 
 
+def threads(pid: int) -> int:
+    """Return how many threads a process has."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
 def waited_s(pid: int) -> float:
     """Return how long the threads of a process have waited for a core that others had, together."""
     waited = 0

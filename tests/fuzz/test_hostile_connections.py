@@ -3,7 +3,7 @@
 import asyncio
 import resource
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -49,7 +49,8 @@ async def crowd(port: int, count: int, *first: bytes) -> AsyncIterator[list[http
             some = await asyncio.gather(*(http2.connect(port) for _ in range(min(100, count - begin))))
             connections += some
             for connection in some:
-                await connection.send(*first)
+                with suppress(ConnectionError):
+                    await connection.send(*first)
         yield connections
     finally:
         for connection in connections:
@@ -73,6 +74,24 @@ async def test_what_is_no_http2_is_ended_and_harms_nobody(besieged: Besieged, wh
             await connection.send(SAID[what])
             await connection.ended()
             await connection.close()
+
+
+@pytest.mark.parametrize("what", ["mute", "half a request", "noise", "a header without end"])
+async def test_the_port_for_probes_answers_beside_those_who_say_nothing_of_use(besieged: Besieged, what: str) -> None:
+    said = {
+        "mute": b"",
+        "half a request": b"GET /metr",
+        "noise": bytes(range(256)) * 256,
+        "a header without end": b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 70_000,
+    }
+    threads = machine.threads(besieged.pid)
+    async with besieged.beside(f"500 on the port for probes, {what}"), crowd(besieged.http_port, 500, said[what]):
+        for path in (b"/healthz", b"/readyz", b"/metrics"):
+            probe = await http2.connect(besieged.http_port)
+            await probe.send(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert (await asyncio.wait_for(probe.reader.readline(), 5)).split()[1] == b"200"
+            await probe.close()
+    await until(lambda: machine.threads(besieged.pid) <= threads + 5, "the end of all threads")
 
 
 async def test_connections_that_come_and_go_leave_nothing(besieged: Besieged) -> None:

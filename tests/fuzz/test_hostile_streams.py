@@ -90,6 +90,22 @@ async def test_a_thousand_streams_that_never_say_hello_are_told_so(besieged: Bes
     assert set(ends) == {"FIELD_INVALID ['frames[0].hello']"}
 
 
+async def test_agents_of_mobs_that_nobody_made_are_forgotten_when_they_leave(besieged: Besieged) -> None:
+    async def come_and_go(world: World, number: int) -> None:
+        made: Any = agents_pb2_grpc.AgentServiceStub(world.channel).Attach(timeout=CALL_S)
+        await made.write(hello(f"unmade-{number}", f"host-{number}"))
+        [welcome] = (await made.read()).frames
+        assert welcome.welcome.serves[0].waiting
+        if number % 2:
+            await made.done_writing()
+            assert await made.code() is grpc.StatusCode.OK
+        made.cancel()
+
+    async with besieged.beside("2,000 agents of mobs that nobody made"), connected(besieged.served.target) as world:
+        for begin in range(0, 2_000, 100):
+            await asyncio.gather(*(come_and_go(world, begin + number) for number in range(100)))
+
+
 async def test_watchers_that_never_read_are_left_behind_in_bounded_memory(besieged: Besieged) -> None:
     start = events_pb2.EventStart(latest=True)
     request = events_pb2.WatchEventsRequest(mob_id=BUSY, start=start).SerializeToString()
