@@ -212,10 +212,10 @@ class Store(Protocol):
         The row lock waits out a transaction in doubt, so that what the returned head counts is final.
         """
 
-    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded]:
-        """Do what `acquire` does for many mobs, in one transaction, and wait for none of them.
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded | None]:
+        """Return what `acquire` returns for many mobs, in one transaction, and wait for none of them.
 
-        Left out are those that somebody else holds at the moment, and those for which `acquire` does not return a mob.
+        Left out are those that somebody else holds at the moment, and those for which `acquire` raises.
         """
 
     async def read_many(self, wanted: Sequence[Wanted], limit: int, max_bytes: int = 4 << 20) -> list[Beginning]:

@@ -47,13 +47,10 @@ class SlowStore(MemoryStore):
             await self.held[mob_id].wait()
         return await super().acquire(mob_id)
 
-    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded]:
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded | None]:
         self.many.append(list(mob_ids))
-        taken = {}
-        for mob_id in mob_ids:
-            loaded = await MemoryStore.acquire(self, mob_id) if mob_id not in self.held else None
-            if loaded is not None:
-                taken[mob_id] = loaded
+        free = [mob_id for mob_id in mob_ids if mob_id not in self.held]
+        taken = {mob_id: await MemoryStore.acquire(self, mob_id) for mob_id in free}
         await self._pass("acquire_many")
         return taken
 
@@ -73,6 +70,7 @@ async def owing(*names: str) -> tuple[World, SlowStore]:
     for name in names:
         await first.attach(await first.create(name, "ada"))
     store.single.clear()
+    store.many.clear()
     return World(store), store
 
 
@@ -159,8 +157,40 @@ async def test_a_mob_in_memory_is_not_taken_from_this_process() -> None:
     actor = await soon(world.registry.load("a"))
     await soon(world.registry.recover())
     assert world.actor("a") is actor
-    assert store.many == [["b"]]
+    assert store.many == [["a"], ["b"]]
     assert (await soon(actor.ask(deliver("i1"), ANYBODY))).answer is not None
+
+
+async def test_those_that_are_asked_for_at_once_share_transactions() -> None:
+    names = [f"m{number}" for number in range(9)]
+    world, store = await owing(*names)
+    gate = store.gates["acquire_many"] = asyncio.Event()
+    store.held["m5"] = asyncio.Event()
+    loads = {name: asyncio.create_task(world.registry.load(name)) for name in names}
+    await ticks(5)
+    gate.set()
+    assert {(await soon(loads[name])).epoch for name in names if name != "m5"} == {EPOCH}
+    assert store.many == [names]
+    # Who is held by somebody else is waited for by itself.
+    assert store.single == ["m5"]
+    assert not loads["m5"].done()
+    store.held["m5"].set()
+    assert (await soon(loads["m5"])).epoch == EPOCH
+    with pytest.raises(MobNotFound):
+        await soon(world.registry.load("nobody"))
+
+
+async def test_those_who_come_while_a_transaction_is_under_way_are_in_the_next() -> None:
+    world, store = await owing("a", "b", "c")
+    gate = store.gates["acquire_many"] = asyncio.Event()
+    loads = [asyncio.create_task(world.registry.load("a"))]
+    await ticks(5)
+    loads += [asyncio.create_task(world.registry.load(name)) for name in "bc"]
+    await ticks(5)
+    assert store.many == [["a"]]
+    gate.set()
+    assert [actor.epoch for actor in await soon(asyncio.gather(*loads))] == [EPOCH] * 3
+    assert store.many == [["a"], ["b", "c"]]
 
 
 async def test_what_was_taken_over_is_not_used_once_the_mob_is_deleted() -> None:

@@ -1,12 +1,14 @@
 """Mobs that are taken over many at a time, because each would cost a transaction of its own.
 
-Whoever loads one of them finds it taken over, and mostly what its state begins with at hand. That is used once, by the
-first load that comes: nobody in this process decides on the mob before, so it is not out of date.
+Those that owe something are taken over before anybody asks, and mostly what their states begin with is at hand when
+they are loaded. That is used once, by the first load that comes: nobody in this process decides on the mob before, so
+it is not out of date. Those that are asked for at the same time share transactions, as appends do.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
@@ -28,13 +30,14 @@ EVENTS: Final = 500
 class Begun(Struct, gc=False):
     """A mob that was taken over, and what its state begins with if that was read."""
 
-    loaded: Loaded
+    # None: there is no such mob.
+    loaded: Loaded | None
     beginning: Beginning | None = None
 
     @property
     def whole(self) -> bool:
         """Whether nothing more must be read."""
-        if self.beginning is None:
+        if self.loaded is None or self.beginning is None:
             return False
         events, snapshot = self.beginning.events, self.beginning.snapshot
         seq = events[-1].seq if events else snapshot.seq if snapshot is not None else 0
@@ -44,7 +47,7 @@ class Begun(Struct, gc=False):
 class Ahead:
     """What was taken over and is not loaded yet. It holds the beginnings of two groups of mobs at most."""
 
-    __slots__ = ("_acquiring", "_begun", "_is_known", "_publisher", "_store")
+    __slots__ = ("_acquiring", "_asked", "_begun", "_is_known", "_publisher", "_store", "_taking")
 
     def __init__(self, store: Store, publisher: Publisher, is_known: Callable[[str], bool]) -> None:
         self._store = store
@@ -54,6 +57,9 @@ class Ahead:
         # Mobs that are being taken over, with what ends when they are.
         self._acquiring: dict[str, asyncio.Future[None]] = {}
         self._begun: dict[str, Begun] = {}
+        # Mobs that somebody waits for, to be taken over with the next, and what takes them.
+        self._asked: dict[str, asyncio.Future[None]] = {}
+        self._taking: asyncio.Task[None] | None = None
 
     def whole(self, mob_id: str) -> bool:
         """Whether all of a mob is at hand."""
@@ -61,9 +67,18 @@ class Ahead:
         return begun is not None and begun.whole
 
     async def use(self, mob_id: str) -> Begun | None:
-        """Return a mob if it was taken over; it is the caller's from now on. Waits while it is being taken over."""
+        """Return a mob that was taken over, or is now, with others that are asked for; it is the caller's from now on.
+
+        None: it has to be taken over by itself, for it can't be had without waiting. No two callers ask for the same
+        at a time.
+        """
         while (acquiring := self._acquiring.get(mob_id)) is not None:
             await asyncio.shield(acquiring)
+        if mob_id not in self._begun:
+            asked = self._asked[mob_id] = asyncio.get_running_loop().create_future()
+            if self._taking is None:
+                self._taking = asyncio.create_task(self._take())
+            await asked
         return self._begun.pop(mob_id, None)
 
     def drop(self, mob_id: str) -> None:
@@ -80,7 +95,7 @@ class Ahead:
         try:
             for start in range(0, len(mob_ids), ACQUIRED):
                 some = mob_ids[start : start + ACQUIRED]
-                await self._acquire(some)
+                await self._acquire([mob_id for mob_id in some if not self._is_known(mob_id)])
                 reading = asyncio.create_task(self._read(some))
                 while some:
                     count = await reading
@@ -94,8 +109,20 @@ class Ahead:
             if reading is not None:
                 reading.cancel()
 
+    async def _take(self) -> None:
+        """Take over what is asked for: while one transaction is under way, those gather that the next is for."""
+        while self._asked:
+            some = dict(islice(self._asked.items(), ACQUIRED))
+            for mob_id in some:
+                del self._asked[mob_id]
+            await self._acquire(list(some))
+            for asked in some.values():
+                if not asked.done():
+                    asked.set_result(None)
+        self._taking = None
+
     async def _acquire(self, mob_ids: Sequence[str]) -> None:
-        mob_ids = [mob_id for mob_id in mob_ids if not self._is_known(mob_id)]
+        taken: dict[str, Loaded | None] = {}
         done = asyncio.get_running_loop().create_future()
         self._acquiring |= dict.fromkeys(mob_ids, done)
         try:
@@ -105,8 +132,10 @@ class Ahead:
             if ARMED:
                 reach("after_acquire")
         except Unavailable as error:
+            # Each is tried by itself, and whoever asked for it is told what is wrong.
             log.warning("acquire_failed", extra={"mobs": len(mob_ids), "error": error.message})
-            taken = {}
+        except Exception:
+            log.exception("acquire_failed", extra={"mobs": len(mob_ids)})
         finally:
             mine = [mob_id for mob_id in mob_ids if self._acquiring.get(mob_id) is done]
             for mob_id in mine:
@@ -119,13 +148,17 @@ class Ahead:
     async def _read(self, mob_ids: Sequence[str]) -> int:
         """Read the beginnings of some of the first; return how many of the first are done with."""
         some = mob_ids[:READ]
-        wanted = [self._wanted(mob_id, self._begun[mob_id].loaded) for mob_id in some if mob_id in self._begun]
+        taken = [(mob_id, self._begun[mob_id].loaded) for mob_id in some if mob_id in self._begun]
+        wanted = [self._wanted(mob_id, loaded) for mob_id, loaded in taken if loaded is not None]
         if not wanted:
             return len(some)
         try:
             found = await self._store.read_many(wanted, EVENTS)
         except Unavailable as error:
             log.warning("read_failed", extra={"mobs": len(wanted), "error": error.message})
+            return len(some)
+        except Exception:
+            log.exception("read_failed", extra={"mobs": len(wanted)})
             return len(some)
         for one, beginning in zip(wanted, found, strict=False):
             # Somebody may have come for it.

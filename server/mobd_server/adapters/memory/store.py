@@ -71,9 +71,8 @@ class MemoryStore:
         log.epoch += 1
         return Loaded(log.epoch, log.head, 1, log.row.log_id)
 
-    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded]:
-        taken = {mob_id: await self.acquire(mob_id) for mob_id in mob_ids}
-        return {mob_id: loaded for mob_id, loaded in taken.items() if loaded is not None}
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded | None]:
+        return {mob_id: await self.acquire(mob_id) for mob_id in mob_ids}
 
     async def read_many(self, wanted: Sequence[Wanted], limit: int, max_bytes: int = 4 << 20) -> list[Beginning]:
         found: list[Beginning] = []

@@ -127,18 +127,21 @@ def _rows(connection: Connection, mob_id: str, after: int, limit: int) -> Sequen
     return sorted(_decode_rows(connection.execute(_PAGE_AS_JSON, binds).scalar_one()))
 
 
-def acquire_many(connection: Connection, mob_ids: Sequence[str]) -> dict[str, Loaded]:
+def acquire_many(connection: Connection, mob_ids: Sequence[str]) -> dict[str, Loaded | None]:
     """Take over the mobs that can be taken at once; see ports.Store."""
+    there = select(mobs.c.mob_id).where(mobs.c.mob_id.in_(mob_ids), mobs.c.phase != DELETING)
     # Who waits here for one row would make all of them wait.
-    free = select(mobs.c.mob_id).where(mobs.c.mob_id.in_(mob_ids), mobs.c.phase != DELETING, mobs.c.format <= FORMAT)
-    mine = list(connection.execute(free.with_for_update(skip_locked=True)).scalars())
-    taken = (
-        update(mobs)
-        .where(mobs.c.mob_id.in_(mine))
-        .values(epoch=mobs.c.epoch + 1)
-        .returning(mobs.c.mob_id, mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id)
-    )
-    return {mob_id: Loaded(*row) for mob_id, *row in connection.execute(taken)}
+    free = there.where(mobs.c.format <= FORMAT).with_for_update(skip_locked=True)
+    mine = list(connection.execute(free).scalars())
+    taken: dict[str, Loaded | None] = {}
+    if mine:
+        columns = (mobs.c.mob_id, mobs.c.epoch, mobs.c.head, mobs.c.first_seq, mobs.c.log_id)
+        raised = update(mobs).where(mobs.c.mob_id.in_(mine)).values(epoch=mobs.c.epoch + 1).returning(*columns)
+        taken = {mob_id: Loaded(*row) for mob_id, *row in connection.execute(raised)}
+    if len(taken) < len(mob_ids):
+        left = set(connection.execute(there).scalars())
+        taken |= {mob_id: None for mob_id in mob_ids if mob_id not in left}
+    return taken
 
 
 def read_many(connection: Connection, wanted: Sequence[Wanted], limit: int, max_bytes: int) -> list[Beginning]:

@@ -56,7 +56,7 @@ class SqlStore:
 
         return await self._call(work, writes=True)
 
-    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded]:
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded | None]:
         return await self._call(lambda connection: reading.acquire_many(connection, mob_ids), writes=True)
 
     async def read_many(self, wanted: Sequence[Wanted], limit: int, max_bytes: int = 4 << 20) -> list[Beginning]:
