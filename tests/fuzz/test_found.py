@@ -10,7 +10,7 @@ import pytest_asyncio
 from tests.rpc.conftest import settings, speaking
 from tests.rpc.speaking import RawAgent, Speaker
 
-from mobd.v1 import agents_pb2, mobs_pb2, operations_pb2, operations_pb2_grpc
+from mobd.v1 import agents_pb2, bridge_pb2, common_pb2, mobs_pb2, operations_pb2, operations_pb2_grpc
 from mobd_server import errors
 from mobd_server.adapters.rpc.status import STATUS
 from mobd_server.services.definitions import check
@@ -81,3 +81,14 @@ async def test_yaml_of_more_values_than_can_be_built_beside_other_work_is_refuse
     assert check("yaml", "- x\n" * (MAX_YAML_VALUES - 1)).diagnostics[0].code == "wrong_type"
     # A long text is one value.
     assert check("yaml", f"profiles: {{a: {{instructions: {'x' * 1_000_000}}}}}").definition is not None
+
+
+async def test_a_json_block_without_json_is_refused_and_does_not_spoil_the_log(peer: Speaker) -> None:
+    await peer.create("m", "a")
+    content = common_pb2.Content(blocks=[common_pb2.Block(value_json="")])
+    request = bridge_pb2.DeliverRequest(mob_id="m", member_id="a", input_id="i", content=content)
+    refused = await peer.refused(peer.bridge.Deliver, request)
+    assert (refused.reason, list(refused.fields)) == ("FIELD_INVALID", ["content.blocks[0].value_json"])
+    assert (await peer.deliver("a", "i")).HasField("accepted")
+    listed = await peer.bridge.ListInputs(bridge_pb2.ListInputsRequest(mob_id="m"))
+    assert [one.input_id for one in listed.inputs] == ["i"]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from mobd.v1 import validate_pb2 as mobd_dot_v1_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mobd/v1/common.proto\x12\x07mobd.v1\x1a\x16mobd/v1/validate.proto\"4\n\x07\x43ontent\x12)\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x0e.mobd.v1.BlockB\t\xe2\xe5\x18\x05\x08\x01 \x80\x02\"{\n\x05\x42lock\x12\x18\n\x04text\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x10\x80\x80\x10H\x00\x12 \n\nvalue_json\x18\x02 \x01(\tB\n\xe2\xe5\x18\x06\x10\x80\x80\x10\x18\x02H\x00\x12\'\n\x05image\x18\x03 \x01(\x0b\x32\x0e.mobd.v1.ImageB\x06\xe2\xe5\x18\x02X\x01H\x00\x42\r\n\x05\x62lock\x12\x04\xe0\xe5\x18\x01\"?\n\x05Image\x12\x1c\n\nmedia_type\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x10\x7f\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\n\xe2\xe5\x18\x06\x08\x01\x10\x80\x80\x10\"i\n\x05\x46\x65nce\x12\x1f\n\ngeneration\x18\x01 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01H\x00\x88\x01\x01\x12 \n\x0b\x66\x65nce_token\x18\x02 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01H\x01\x88\x01\x01\x42\r\n\x0b_generationB\x0e\n\x0c_fence_token\"B\n\x06\x41\x63ting\x12\x18\n\x06run_id\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x03\x12\x1e\n\x0e\x65xecutor_fence\x18\x02 \x01(\x04\x42\x06\xe2\xe5\x18\x02\x08\x01\"Z\n\rMemberOutcome\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x18\n\x10inputs_abandoned\x18\x02 \x01(\r\x12\x1c\n\x14inputs_pending_drain\x18\x03 \x01(\r\"~\n\tMobReport\x12\x0f\n\x07members\x18\x01 \x01(\r\x12\x18\n\x10inputs_abandoned\x18\x02 \x01(\r\x12(\n\x08outcomes\x18\x03 \x03(\x0b\x32\x16.mobd.v1.MemberOutcome\x12\x1c\n\x14inputs_pending_drain\x18\x04 \x01(\r*_\n\x0cHandlingMode\x12\x1d\n\x19HANDLING_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13HANDLING_MODE_QUEUE\x10\x01\x12\x17\n\x13HANDLING_MODE_STEER\x10\x02*\xe6\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MEMBER_STATE_INITIALIZING\x10\x01\x12\x15\n\x11MEMBER_STATE_IDLE\x10\x02\x12\x19\n\x15MEMBER_STATE_ATTACHED\x10\x03\x12\x18\n\x14MEMBER_STATE_RUNNING\x10\x04\x12\x18\n\x14MEMBER_STATE_RETIRED\x10\x05\x12\x18\n\x14MEMBER_STATE_STOPPED\x10\x06\x12\x1a\n\x16MEMBER_STATE_DESTROYED\x10\x07*{\n\x0c\x43onnectivity\x12\x1c\n\x18\x43ONNECTIVITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONNECTIVITY_NONE\x10\x01\x12\x1a\n\x16\x43ONNECTIVITY_CONNECTED\x10\x02\x12\x1a\n\x16\x43ONNECTIVITY_SUSPENDED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mobd/v1/common.proto\x12\x07mobd.v1\x1a\x16mobd/v1/validate.proto\"4\n\x07\x43ontent\x12)\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x0e.mobd.v1.BlockB\t\xe2\xe5\x18\x05\x08\x01 \x80\x02\"}\n\x05\x42lock\x12\x18\n\x04text\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x10\x80\x80\x10H\x00\x12\"\n\nvalue_json\x18\x02 \x01(\tB\x0c\xe2\xe5\x18\x08\x08\x01\x10\x80\x80\x10\x18\x02H\x00\x12\'\n\x05image\x18\x03 \x01(\x0b\x32\x0e.mobd.v1.ImageB\x06\xe2\xe5\x18\x02X\x01H\x00\x42\r\n\x05\x62lock\x12\x04\xe0\xe5\x18\x01\"?\n\x05Image\x12\x1c\n\nmedia_type\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x10\x7f\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\n\xe2\xe5\x18\x06\x08\x01\x10\x80\x80\x10\"i\n\x05\x46\x65nce\x12\x1f\n\ngeneration\x18\x01 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01H\x00\x88\x01\x01\x12 \n\x0b\x66\x65nce_token\x18\x02 \x01(\x04\x42\x06\xe2\xe5\x18\x02X\x01H\x01\x88\x01\x01\x42\r\n\x0b_generationB\x0e\n\x0c_fence_token\"B\n\x06\x41\x63ting\x12\x18\n\x06run_id\x18\x01 \x01(\tB\x08\xe2\xe5\x18\x04\x08\x01\x18\x03\x12\x1e\n\x0e\x65xecutor_fence\x18\x02 \x01(\x04\x42\x06\xe2\xe5\x18\x02\x08\x01\"Z\n\rMemberOutcome\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x18\n\x10inputs_abandoned\x18\x02 \x01(\r\x12\x1c\n\x14inputs_pending_drain\x18\x03 \x01(\r\"~\n\tMobReport\x12\x0f\n\x07members\x18\x01 \x01(\r\x12\x18\n\x10inputs_abandoned\x18\x02 \x01(\r\x12(\n\x08outcomes\x18\x03 \x03(\x0b\x32\x16.mobd.v1.MemberOutcome\x12\x1c\n\x14inputs_pending_drain\x18\x04 \x01(\r*_\n\x0cHandlingMode\x12\x1d\n\x19HANDLING_MODE_UNSPECIFIED\x10\x00\x12\x17\n\x13HANDLING_MODE_QUEUE\x10\x01\x12\x17\n\x13HANDLING_MODE_STEER\x10\x02*\xe6\x01\n\x0bMemberState\x12\x1c\n\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19MEMBER_STATE_INITIALIZING\x10\x01\x12\x15\n\x11MEMBER_STATE_IDLE\x10\x02\x12\x19\n\x15MEMBER_STATE_ATTACHED\x10\x03\x12\x18\n\x14MEMBER_STATE_RUNNING\x10\x04\x12\x18\n\x14MEMBER_STATE_RETIRED\x10\x05\x12\x18\n\x14MEMBER_STATE_STOPPED\x10\x06\x12\x1a\n\x16MEMBER_STATE_DESTROYED\x10\x07*{\n\x0c\x43onnectivity\x12\x1c\n\x18\x43ONNECTIVITY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONNECTIVITY_NONE\x10\x01\x12\x1a\n\x16\x43ONNECTIVITY_CONNECTED\x10\x02\x12\x1a\n\x16\x43ONNECTIVITY_SUSPENDED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,7 +39,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOCK'].fields_by_name['text']._loaded_options = None
   _globals['_BLOCK'].fields_by_name['text']._serialized_options = b'\342\345\030\004\020\200\200\020'
   _globals['_BLOCK'].fields_by_name['value_json']._loaded_options = None
-  _globals['_BLOCK'].fields_by_name['value_json']._serialized_options = b'\342\345\030\006\020\200\200\020\030\002'
+  _globals['_BLOCK'].fields_by_name['value_json']._serialized_options = b'\342\345\030\010\010\001\020\200\200\020\030\002'
   _globals['_BLOCK'].fields_by_name['image']._loaded_options = None
   _globals['_BLOCK'].fields_by_name['image']._serialized_options = b'\342\345\030\002X\001'
   _globals['_IMAGE'].fields_by_name['media_type']._loaded_options = None
@@ -54,24 +54,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTING'].fields_by_name['run_id']._serialized_options = b'\342\345\030\004\010\001\030\003'
   _globals['_ACTING'].fields_by_name['executor_fence']._loaded_options = None
   _globals['_ACTING'].fields_by_name['executor_fence']._serialized_options = b'\342\345\030\002\010\001'
-  _globals['_HANDLINGMODE']._serialized_start=696
-  _globals['_HANDLINGMODE']._serialized_end=791
-  _globals['_MEMBERSTATE']._serialized_start=794
-  _globals['_MEMBERSTATE']._serialized_end=1024
-  _globals['_CONNECTIVITY']._serialized_start=1026
-  _globals['_CONNECTIVITY']._serialized_end=1149
+  _globals['_HANDLINGMODE']._serialized_start=698
+  _globals['_HANDLINGMODE']._serialized_end=793
+  _globals['_MEMBERSTATE']._serialized_start=796
+  _globals['_MEMBERSTATE']._serialized_end=1026
+  _globals['_CONNECTIVITY']._serialized_start=1028
+  _globals['_CONNECTIVITY']._serialized_end=1151
   _globals['_CONTENT']._serialized_start=57
   _globals['_CONTENT']._serialized_end=109
   _globals['_BLOCK']._serialized_start=111
-  _globals['_BLOCK']._serialized_end=234
-  _globals['_IMAGE']._serialized_start=236
-  _globals['_IMAGE']._serialized_end=299
-  _globals['_FENCE']._serialized_start=301
-  _globals['_FENCE']._serialized_end=406
-  _globals['_ACTING']._serialized_start=408
-  _globals['_ACTING']._serialized_end=474
-  _globals['_MEMBEROUTCOME']._serialized_start=476
-  _globals['_MEMBEROUTCOME']._serialized_end=566
-  _globals['_MOBREPORT']._serialized_start=568
-  _globals['_MOBREPORT']._serialized_end=694
+  _globals['_BLOCK']._serialized_end=236
+  _globals['_IMAGE']._serialized_start=238
+  _globals['_IMAGE']._serialized_end=301
+  _globals['_FENCE']._serialized_start=303
+  _globals['_FENCE']._serialized_end=408
+  _globals['_ACTING']._serialized_start=410
+  _globals['_ACTING']._serialized_end=476
+  _globals['_MEMBEROUTCOME']._serialized_start=478
+  _globals['_MEMBEROUTCOME']._serialized_end=568
+  _globals['_MOBREPORT']._serialized_start=570
+  _globals['_MOBREPORT']._serialized_end=696
 # @@protoc_insertion_point(module_scope)
