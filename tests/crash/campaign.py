@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.crash import outages, points
+from tests.crash import doubles, outages, points
 from tests.crash.injection import Injection
 from tests.crash.stage import RECOVERY_S, Stage
 from tests.support.processes import say
 
-INJECTIONS: Final[tuple[Injection, ...]] = (*points.injections(), *outages.injections())
+INJECTIONS: Final[tuple[Injection, ...]] = (*points.injections(), *outages.injections(), *doubles.injections())
 # Callers go on for so many acknowledgements after the server serves again.
 AFTERWARDS: Final = 20
 

@@ -27,7 +27,7 @@ async def kill_server(stage: Stage, draw: random.Random) -> str:
         stage.served.spawn()
         await stage.pause(draw.random())
         stage.served.kill9()
-    await stage.served.restart()
+    await stage.restart()
     return "and its successor" if twice else "once"
 
 
@@ -77,7 +77,7 @@ async def starve_server(stage: Stage, draw: random.Random) -> str:
 async def end_server(stage: Stage, _: random.Random) -> str:
     """End the server in order, under load."""
     assert await stage.served.terminate() == 0, stage.served.process.output()[-2_000:]
-    await stage.served.restart()
+    await stage.restart()
     return "in order"
 
 
@@ -91,17 +91,20 @@ async def kill_agent(stage: Stage, draw: random.Random) -> str:
 
 
 async def kill_everything(stage: Stage, draw: random.Random) -> str:
-    """Kill all agents, and perhaps the server with them."""
-    server = draw.random() < 0.5
-    if server:
-        stage.served.kill9()
+    """Kill all agents and the server with them."""
+    stage.served.kill9()
+    found = await kill_agents(stage, draw)
+    await stage.restart()
+    return found
+
+
+async def kill_agents(stage: Stage, _: random.Random) -> str:
+    """Kill all agents."""
     for agent in stage.agents:
         agent.kill9()
     for agent in stage.agents:
         agent.start()
-    if server:
-        await stage.served.restart()
-    return "with the server" if server else "alone"
+    return "all"
 
 
 async def freeze_agent(stage: Stage, draw: random.Random) -> str:
@@ -230,7 +233,7 @@ async def kill_server_on_full_disk(stage: Stage, draw: random.Random) -> str:
         return "it waited"
     said = stage.served.log.read_bytes()[before:].decode().strip().splitlines()
     assert said[-1].startswith("mobd: "), said
-    await stage.served.restart()
+    await stage.restart()
     return said[-1]
 
 
@@ -242,7 +245,8 @@ def injections() -> Iterator[Injection]:
     yield Injection("server: out of descriptors", starve_server)
     yield Injection("server: frozen, replaced", replace_frozen_server, store="postgresql")
     yield Injection("agent: killed", kill_agent, quick=True)
-    yield Injection("agents: all killed", kill_everything, quick=True)
+    yield Injection("agents: all killed", kill_agents, quick=True)
+    yield Injection("server and agents: killed", kill_everything, quick=True)
     yield Injection("agent: frozen", freeze_agent)
     for name, wire in (("callers", "to_callers"), ("agents", "to_agents")):
         yield Injection(f"wire to {name}: cut", partial(cut, wire), quick=True)

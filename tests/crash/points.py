@@ -92,7 +92,7 @@ async def crash_at(point: str, stage: Stage, draw: random.Random) -> str:
     fault = _arm(stage, draw, point, "crash")
     await stage.happened()
     assert await stage.served.process.ended() == -signal.SIGKILL, stage.said()
-    await stage.served.restart()
+    await stage.restart()
     return fault
 
 

@@ -221,7 +221,21 @@ class Stage(ABC):
         """Start the server anew without faults, killing it if it lives."""
         if self.served.process.code is None:
             self.served.kill9()
-        await self.served.restart()
+        await self.restart()
+
+    async def restart(self) -> None:
+        """Start the server in the place of one that has ended, again and again while it says why it can't start."""
+        async with asyncio.timeout(RECOVERY_S * 2):
+            while True:
+                before = self.served.log.stat().st_size
+                try:
+                    await self.served.restart()
+                except AssertionError:
+                    said = self.served.log.read_bytes()[before:].decode().splitlines()
+                    if self.served.process.code != 1 or len(said) != 1 or not said[0].startswith("mobd: "):
+                        raise
+                else:
+                    return
 
     def later(self, task: asyncio.Future[None]) -> None:
         """Have a task awaited when the server serves again: it repeats what was interrupted."""
