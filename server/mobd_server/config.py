@@ -223,7 +223,10 @@ def _refuse_unknown_variables() -> None:
 
 
 def _check_secrets(folder: Path) -> None:
-    """Refuse a secret that can't be read, or that begins like a setting and is none; all others are somebody else's."""
+    """Refuse a secret that can't be read, or that begins like a setting and is none; all others are somebody else's.
+
+    One that a variable names, such as MOBD_TOKENS_FILE, is a file like any other.
+    """
     if not folder.is_dir():
         return
     known = {PREFIX.lower() + name for name in Config.model_fields}
@@ -233,7 +236,7 @@ def _check_secrets(folder: Path) -> None:
             name = file.name.lower()
             if name in known:
                 file.read_bytes()
-            elif name.startswith(PREFIX.lower()):
+            elif name.startswith(PREFIX.lower()) and str(file) not in os.environ.values():
                 wrong.append(f"{file}: no such setting{_meant(name, known)}")
     except OSError as error:
         raise ConfigInvalid(

@@ -245,6 +245,10 @@ async def test_a_secret_that_is_no_setting_is_named(alone: World) -> None:
     (secrets / "of_another_service").touch(mode=0)
     said = await refused(Served(alone.folder, None, {"MOBD_SECRETS_DIR": str(secrets)}))
     assert f"{secrets}/mobd_databse_url: no such setting; did you mean mobd_database_url?" in said
+    # What a variable names is no setting, and may have any name.
+    (secrets / "mobd_databse_url").rename(secrets / "mobd_tokens")
+    (secrets / "mobd_tokens").write_text(tokens.mint("alice").line)
+    await alone.serve(MOBD_SECRETS_DIR=str(secrets), MOBD_TOKENS_FILE=str(secrets / "mobd_tokens"))
 
 
 @pytest.mark.asyncio
