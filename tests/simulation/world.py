@@ -164,8 +164,11 @@ class World:
                 self.loop.call_later(step.at, self._begin, step)
             await pause(plan.HORIZON_S)
             await self._heal()
-            for mob in (MOB, OTHER):
-                await self._finish(mob, quiet=await self._rest(mob))
+            quiet = {mob: await self._rest(mob) for mob in (MOB, OTHER)}
+            # What they see from now on may not be in what is read now.
+            self._end_agents(silently=True)
+            for mob, all_ended in quiet.items():
+                await self._finish(mob, quiet=all_ended)
             self._over = True
 
     def _begin(self, step: Step) -> None:
@@ -253,6 +256,11 @@ class World:
             del self.place.calls[call]
             if not silently and call._served is not None:
                 call._served.leave(at_once=True)
+
+    def _end_agents(self, *, silently: bool) -> None:
+        for node, _ in [one for ones in self._agents.values() for one in ones]:
+            if node.alive:
+                self._kill(node, silently=silently)
 
     def _cut_client(self, client: str, seconds: float) -> None:
         self.network.cut(self._node_of(client), seconds)
@@ -346,9 +354,7 @@ class World:
         self.network.heal()
         self.storage.heal()
         self._clock(-self._wrong_s)
-        for node, _ in [one for ones in self._agents.values() for one in ones]:
-            if node.alive:
-                self._kill(node, silently=self.seed % 2 == 0)
+        self._end_agents(silently=self.seed % 2 == 0)
         for mob in (MOB, OTHER):
             how = {"host": f"good-{mob}", "mob": mob, "roles": ["analyst", "lead"], "capacity": 4}
             self._start_agent(how, good=True)

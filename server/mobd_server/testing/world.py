@@ -121,7 +121,7 @@ class World:
         """Shut the server down as SIGTERM does; clients and agents wait for it until `start`."""
         server, self._server = self._server, None
         if server is not None:
-            await self._on_node(_ending(server))
+            await self._on_node(self._ending(server))
 
     async def start(self) -> None:
         """Start the server again, on what the last one stored."""
@@ -140,6 +140,7 @@ class World:
                 await agent.leave()
         await self.client.close()
         await self.stop()
+        await self._stores.store.close()
         for agent in self._agents:
             agent.check()
 
@@ -166,10 +167,11 @@ class World:
         self._stores.writer = writer
         return server
 
-
-async def _ending(server: Server) -> None:
-    await drain(server)
-    await server.rebuilder.close()
+    async def _ending(self, server: Server) -> None:
+        await drain(server)
+        await server.rebuilder.close()
+        if self._stores.writer is not None:
+            self._stores.writer.close()
 
 
 class _Stores:
