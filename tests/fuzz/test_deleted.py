@@ -1,5 +1,6 @@
 """Who reads a mob while it is deleted learns that it is gone: what is missing is no damage, and nobody waits for it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,10 @@ class OvertakenStore(MemoryStore):
     async def read_events(self, mob_id: str, after: int, limit: int, max_bytes: int = 1 << 20) -> list[Record]:
         await self._overtaken()
         return await super().read_events(mob_id, after, limit, max_bytes)
+
+    async def mark_deleting(self, mob_id: str) -> None:
+        await super().mark_deleting(mob_id)
+        await self._overtaken()
 
     async def seq_at(self, mob_id: str, at: int) -> int:
         await self._overtaken()
@@ -136,6 +141,27 @@ async def test_who_looks_for_a_time_in_the_log_of_a_mob_that_leaves_memory_is_to
     events = Events(world.registry, world.publisher, world.store, world.clock)
     with pytest.raises(MobReloading):
         await soon(anext(events.watch("m", Start("since", 1), EventFilter(), "")))
+
+
+async def test_a_mob_is_deleted_also_if_its_deleter_leaves_at_the_first_moment() -> None:
+    world, store = await destroyed()
+    marked, go = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        marked.set()
+        await go.wait()
+
+    store.meanwhile = hold
+    deleting = asyncio.ensure_future(world.registry.delete("m"))
+    await soon(marked.wait())
+    deleting.cancel()
+    await asyncio.gather(deleting, return_exceptions=True)
+    go.set()
+    for _ in range(20):
+        await asyncio.sleep(0)  # noqa: TID251 gives the loop its turns, waits for no time
+    # The mark is durable: nobody would find the mob again, and nobody could take its name.
+    assert "m" not in store.logs
+    await soon(world.registry.create("m", create_mob("log-2"), ANYBODY))
 
 
 async def test_a_log_that_lacks_an_event_is_no_log_that_was_deleted() -> None:

@@ -87,6 +87,8 @@ class Registry:
         self._reloads = asyncio.Semaphore(RELOADS)
         self._ahead = Ahead(store, publisher, lambda mob_id: mob_id in self._actors or mob_id in self._loading)
         self._tasks: set[asyncio.Task[None]] = set()
+        # Mobs that are being marked as deleted, each with the deletion of its rows as the result.
+        self._marking: dict[str, asyncio.Task[asyncio.Task[None]]] = {}
         # Mobs whose rows are being deleted.
         self._deleting: dict[str, asyncio.Task[None]] = {}
         self._upkeep = (
@@ -204,15 +206,28 @@ class Registry:
         MobNotFound, InvalidTransition and Unavailable; after the last of these, ask again.
         """
         self._check_accepting()
-        if mob_id not in self._deleting:
+        deleting = self._deleting.get(mob_id)
+        if deleting is None:
+            marking = self._marking.get(mob_id)
+            if marking is None:
+                marking = self._marking[mob_id] = self._links.loop.create_task(self._mark(mob_id))
+                # Nobody may be left to take its error.
+                marking.add_done_callback(lambda task: task.cancelled() or task.exception())
+            deleting = await asyncio.shield(marking)
+        await asyncio.shield(deleting)
+
+    async def _mark(self, mob_id: str) -> asyncio.Task[None]:
+        try:
             await self._store.mark_deleting(mob_id)
             loading = self._loading.get(mob_id)
             if loading is not None:
                 # It began before the mark, and may end with a mob that is gone.
                 await asyncio.wait([loading])
             self._forget(mob_id)
-        self._begin_deleting(mob_id)
-        await asyncio.shield(self._deleting[mob_id])
+            self._begin_deleting(mob_id)
+            return self._deleting[mob_id]
+        finally:
+            del self._marking[mob_id]
 
     async def destroy_unreadable(self, mob_id: str) -> bool:
         """Make a mob destroyed whose log can't be folded, so that it can be deleted; its events can still be read.
@@ -238,13 +253,14 @@ class Registry:
         self._publisher.close()
         if self._upkeep is not None:
             self._upkeep.stop()
-        for deleting in self._deleting.values():
-            # What is left is deleted at the next start.
-            deleting.cancel()
         for timer in self._owed.values():
             if timer is not None:
                 timer.cancel()
         self._owed.clear()
+        await asyncio.gather(*self._marking.values(), return_exceptions=True)
+        for deleting in self._deleting.values():
+            # What is left is deleted at the next start.
+            deleting.cancel()
         await asyncio.gather(*self._loading.values(), *self._deleting.values(), return_exceptions=True)
         await self._journal.drain()
         await asyncio.gather(*self._tasks)
@@ -352,6 +368,7 @@ class Registry:
             self.newer[mob_id] = error
             log.error("mob_format_newer", extra={"mob_id": mob_id, "error": error.message})
         elif not isinstance(error, MobNotFound):
+            self._journal.suspect()
             return
         self._publisher.fail(mob_id, lambda: _anew(error))
         if isinstance(error, MobNotFound):
