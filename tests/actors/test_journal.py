@@ -321,6 +321,39 @@ async def test_a_journal_that_is_down_probes_once_a_second_until_the_store_answe
 
 
 @pytest.mark.asyncio
+async def test_a_store_that_is_suspected_is_probed_and_the_journal_is_down_if_it_does_not_answer() -> None:
+    bench = Bench()
+    seen: list[bool] = []
+    bench.journal.on_change(seen.append)
+    bench.journal.suspect()
+    bench.journal.suspect()
+    bench.writer.answer_probe(answers=True)
+    assert not bench.writer.probing()
+    assert seen == []
+    bench.journal.suspect()
+    bench.writer.answer_probe(answers=False)
+    assert seen == [True]
+    assert isinstance(bench.journal.refusal(kept=True), JournalDown)
+    bench.journal.suspect()
+    assert not bench.writer.probing()
+    bench.clock.advance(PROBE_S)
+    bench.writer.answer_probe(answers=True)
+    assert seen == [True, False]
+
+
+@pytest.mark.asyncio
+async def test_a_suspicion_gives_up_nothing_that_is_on_its_way() -> None:
+    bench = Bench()
+    bench.journal.suspect()
+    bench.submit()
+    await tick()
+    bench.writer.answer_probe(answers=False)
+    assert not bench.journal.down
+    bench.writer.commit()
+    assert bench.told == ["a committed 0", "a answer", "a react"]
+
+
+@pytest.mark.asyncio
 async def test_who_waits_for_room_hears_that_the_journal_went_down() -> None:
     bench = Bench(slots=10)
     bench.submit(times=10)

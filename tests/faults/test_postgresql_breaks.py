@@ -41,6 +41,8 @@ def own_cluster(postgres: Cluster) -> Iterator[Cluster]:
     """A cluster that may crash: one with few databases comes back at once, and nobody else uses it."""
     cluster = Cluster()
     yield cluster
+    if not cluster.alive:
+        cluster.start()
     cluster.remove()
 
 
@@ -189,3 +191,24 @@ async def test_a_lock_that_another_session_holds_delays_a_commit_and_loses_nothi
     check_runs(log)
     check_consumed_once(log, {("ada", f"in-{at}"): name for at, name in enumerate(names)})
     check_calls(log, agent.calls())
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_is_gone_is_noticed_also_when_nothing_can_be_loaded_to_be_changed(
+    on_own_cluster: World, own_cluster: Cluster
+) -> None:
+    served = await on_own_cluster.serve()
+    peer = await on_own_cluster.peer(served)
+    await peer.create(["ada"])
+    served.kill9()
+    # From here on no mob is in memory: it owes nothing.
+    await served.restart()
+    own_cluster.stop("immediate")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await peer.bridge.Deliver(peer.delivery("ada", "one", n=1), wait_for_ready=True, timeout=CALL_S)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    await served.serving(yes=False)
+    assert "store_failed" in served.process.output()
+    own_cluster.start()
+    await served.serving()
+    await peer.deliver("ada", "one", n=1)

@@ -47,6 +47,7 @@ class Journal:
         "_sent_at",
         "_since",
         "_slots",
+        "_suspecting",
         "_taken",
         "_target",
         "_times",
@@ -85,6 +86,8 @@ class Journal:
         self._listeners: list[Callable[[bool], None]] = []
         self._drained: list[asyncio.Future[None]] | None = None
         self.down = False
+        # It is probed whether the store answers, although nothing that was appended failed.
+        self._suspecting = False
 
     @property
     def waiting(self) -> int:
@@ -284,6 +287,22 @@ class Journal:
             for drained in self._drained:
                 wake(drained)
             self._drained.clear()
+
+    def suspect(self) -> None:
+        """Have the store probed, for something else than an append failed there; down is what it is if that fails too.
+
+        Without mobs in memory nothing is appended, and nobody else would find out.
+        """
+        if not self.down and not self._suspecting:
+            self._suspecting = True
+            self._writer.probe(self._examined)
+
+    def _examined(self, answers: bool) -> None:
+        self._suspecting = False
+        # What is queued or in flight finds out by itself.
+        if not answers and not self.down and not self._taken:
+            self._go_down({}, {}, Result("aborted", "it does not answer a probe"))
+            self._tell_change()
 
     def _probe(self) -> None:
         self._writer.probe(self._probed)
