@@ -24,6 +24,8 @@ CAREFUL, CARELESS, WILD = 0.0, 0.08, 0.5
 TEMPERS: Final = (CAREFUL, CAREFUL, CAREFUL, CARELESS, CARELESS, WILD)
 # How many of the messages are spoilt as bytes.
 SPOILT: Final = 0.12
+# How many of the texts that may be left out are there and empty.
+EMPTY: Final = 0.04
 MAX_DEPTH: Final = 12
 # What the parts of one message hold together, so that lists of long texts stay short.
 MAX_BYTES: Final = 1 << 20
@@ -204,6 +206,8 @@ class Generator:
             return documents.definition(self.rng, field.name)
         if self._wild():
             return self._bad(rules)
+        if not rules.required and self.rng.random() < EMPTY:
+            return ""
         known = self._words.pick(self.rng, field.name)
         if field.name == "page_token" and isinstance(known, str):
             return self._token(known)

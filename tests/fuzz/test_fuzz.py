@@ -24,7 +24,7 @@ from mobd_server.adapters.rpc import status
 from mobd_server.adapters.rpc.validate import checker
 from mobd_server.errors import FieldInvalid, MobNotFound, Violation
 
-CALLS = 1_000
+CALLS = 500
 
 
 @pytest.mark.asyncio
