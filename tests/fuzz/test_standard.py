@@ -41,10 +41,19 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 async def told(opened: grpc.aio.Channel, method: MethodDescriptor, raw: bytes) -> grpc.aio.AioRpcError | bytes:
     """Return the first answer to bytes, or the status that there was instead."""
-    made: Any = opened.stream_stream(f"/{method.containing_service.full_name}/{method.name}")
-    call = made(timeout=CALL_S)
+    path = f"/{method.containing_service.full_name}/{method.name}"
+    call: Any
     try:
-        await call.write(raw)
+        if method.client_streaming:
+            talked: Any = opened.stream_stream(path)
+            call = talked(timeout=CALL_S)
+            await call.write(raw)
+        elif method.server_streaming:
+            watched: Any = opened.unary_stream(path)
+            call = watched(raw, timeout=CALL_S)
+        else:
+            asked: Any = opened.unary_unary(path)
+            return bytes(await asked(raw, timeout=CALL_S))
         answer = await call.read()
     except grpc.aio.AioRpcError as error:
         return error
