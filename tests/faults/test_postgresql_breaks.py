@@ -41,8 +41,6 @@ def own_cluster(postgres: Cluster) -> Iterator[Cluster]:
     """A cluster that may crash: one with few databases comes back at once, and nobody else uses it."""
     cluster = Cluster()
     yield cluster
-    if not cluster.alive:
-        cluster.start()
     cluster.remove()
 
 
