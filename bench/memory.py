@@ -98,14 +98,17 @@ class Memory:
         log = site.folder / "gc.log"
         os.environ["BENCH_GC"] = str(log)
         with site.serving([str(HERE / "gc_watch.py")], passivate_after_s=0) as running:
+            running.wait_until_serving()
+            # What was collected at the start is another matter.
+            report(running, log, 1)
             before = running.rss()
             running.touch(names, team.names(members)[-1], AT_ONCE)
             held = running.rss() - before
-            full = report(running, log, 1)
+            full = report(running, log, 2)
             running.create("busy", 100)
             data = deliver_body(self.place.folder / "busy.bin", "busy")
             h2load(running, DELIVER_PATH, data, self.place.stamp, self.plan.count(RATE), IN_FLIGHT)
-            under_load = report(running, log, 2)
+            under_load = report(running, log, 3)
         return {
             "members": mobs * members,
             "full_gc_ms": full["full_ms"],
