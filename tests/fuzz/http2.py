@@ -99,6 +99,12 @@ class Connection:
             pass
         return got
 
+    async def ended_by_peer(self) -> None:
+        """Read, and return when the server has closed the connection."""
+        with suppress(TimeoutError):
+            while await self.receive() is not None:
+                pass
+
     async def ended(self) -> None:
         """Send nothing more, and return when the server has closed the connection."""
         with suppress(OSError):

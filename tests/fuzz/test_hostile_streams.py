@@ -90,6 +90,17 @@ async def test_a_thousand_streams_that_never_say_hello_are_told_so(besieged: Bes
     assert set(ends) == {"FIELD_INVALID ['frames[0].hello']"}
 
 
+async def test_a_flood_of_calls_on_one_connection_drowns_nobody_else(besieged: Besieged) -> None:
+    headers = http2.request(DELIVER)
+    async with besieged.beside("8,000 calls at once that say nothing") as began, raw(besieged) as flood:
+        reading = asyncio.ensure_future(flood.ended_by_peer())
+        for number in range(8_000):
+            await flood.send(http2.frame(http2.HEADERS, http2.END_HEADERS, 2 * number + 1, headers))
+        await besieged.witnessed(began)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
 async def test_agents_of_mobs_that_nobody_made_are_forgotten_when_they_leave(besieged: Besieged) -> None:
     async def come_and_go(world: World, number: int) -> None:
         made: Any = agents_pb2_grpc.AgentServiceStub(world.channel).Attach(timeout=CALL_S)

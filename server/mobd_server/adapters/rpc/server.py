@@ -40,6 +40,11 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
 # What is longer is refused by gRPC itself. The room above 4 MiB lets our own limits answer first, who can name a field.
 RECEIVE_BYTES: Final = (4 << 20) + (64 << 10)
 METADATA_BYTES: Final = 16 << 10
+# Calls of one connection at a time, each of which takes about twenty kilobytes; more of them wait at their client.
+CONCURRENT_CALLS: Final = 2_048
+# Calls of all connections that have arrived and not begun. Beyond that gRPC cancels calls of anybody, and does so from
+# a thousand on unless it is told otherwise.
+PENDING_CALLS: Final = 1 << 16
 # How long new calls are held back while those in flight end, before connections are told to end.
 HOLD_S: Final = 1.0
 # Without a new call for this long there is none under way.
@@ -170,6 +175,9 @@ def _options(transport: Transport) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", RECEIVE_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", METADATA_BYTES),
+        ("grpc.max_concurrent_streams", CONCURRENT_CALLS),
+        ("grpc.server.max_pending_requests", PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * PENDING_CALLS),
         ("grpc.keepalive_time_ms", ms(transport.keepalive_s)),
         # Both are needed: without the second a peer that is cut off is noticed only after a minute.
         ("grpc.keepalive_timeout_ms", ms(transport.keepalive_timeout_s)),
