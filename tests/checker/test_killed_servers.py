@@ -23,7 +23,7 @@ async def test_what_clients_and_agents_saw_of_killed_servers_is_what_a_correct_s
 ) -> None:
     seed = int(setting("MOBD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
     say(f"MOBD_TEST_SEED={seed}")
-    plan = Plan(seed, seconds=30.0 if FULL else 4.0, kills=8 if FULL else 2, agent_kills=6 if FULL else 1)
+    plan = Plan(seed, seconds=30.0 if FULL else 3.0, kills=8 if FULL else 2, agent_kills=6 if FULL else 1)
     # One store is killed at any moment, the other in the middle of what a server does with a commit.
     plan.faults = faults(seed) if store_url is None else []
     history = await Workload(tmp_path, store_url, plan).run()
