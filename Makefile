@@ -27,8 +27,8 @@ migrate: setup ## bring the database to the newest schema
 test: setup ## run the tests, as many at a time as there are cores (PYTEST_ARGS are passed on: -n0 is one at a time)
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(PYTEST_ARGS)
 
-simulate: setup ## run simulated worlds (SEEDS=how many, FROM=first number, JOBS=processes); failing ones are shrunk
-	$(BIN)/python scripts/simulate.py --seeds $(or $(SEEDS),200) --from $(or $(FROM),0) $(if $(JOBS),--jobs $(JOBS))
+simulate: setup ## run simulated worlds (SEEDS=how many, FROM=first number, JOBS=processes, STORE=sqlite); failing ones are shrunk
+	$(BIN)/python scripts/simulate.py --seeds $(or $(SEEDS),200) --from $(or $(FROM),0) $(if $(JOBS),--jobs $(JOBS)) $(if $(STORE),--store $(STORE))
 
 soak: setup ## kill servers and agents under a long load, on both stores (MOBD_TEST_SEED repeats a run)
 	MOBD_TEST_FULL=1 $(BIN)/python -m pytest tests/faults tests/crash/test_soak.py -s $(PYTEST_ARGS)
