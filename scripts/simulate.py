@@ -1,6 +1,6 @@
 """Run many simulated worlds in parallel, and say which fail, with the fewest steps that still do.
 
-python scripts/simulate.py --seeds 2000 --from 0 --jobs 2
+python scripts/simulate.py --seeds 2000 --from 0 --jobs 2 --store sqlite
 """
 
 import argparse
@@ -11,7 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from tests.checker.history import to_line  # noqa: E402 the path comes first
 from tests.simulation.plan import Step  # noqa: E402
 from tests.simulation.shrink import shrink  # noqa: E402
+from tests.simulation.storage import Backend  # noqa: E402
 from tests.simulation.world import Outcome, simulate  # noqa: E402
 
 # How many failing worlds are shrunk; the others are named.
@@ -33,9 +36,9 @@ def kind(failure: str) -> str:
     return f"{name}:{rest[:30]}" if name in ("logged", "uncaught") else name
 
 
-def one(seed: int) -> tuple[int, list[str], int, int]:
+def one(backend: Backend, seed: int) -> tuple[int, list[str], int, int]:
     """Run a world in a process of the pool."""
-    outcome = simulate(seed)
+    outcome = simulate(seed, backend=backend)
     return seed, outcome.failures, outcome.ticks, len(outcome.records)
 
 
@@ -45,22 +48,22 @@ def begin() -> None:
     gc.freeze()
 
 
-def show(seed: int) -> None:
+def show(seed: int, backend: Backend) -> None:
     """Shrink a failing world and print it."""
-    found = simulate(seed)
+    found = simulate(seed, backend=backend)
     wanted = {kind(one) for one in found.failures}
     if not wanted:
         print(f"seed {seed} does not fail here")
         return
 
     def fails(steps: Sequence[Step]) -> bool:
-        return bool(wanted & {kind(one) for one in simulate(seed, steps).failures})
+        return bool(wanted & {kind(one) for one in simulate(seed, steps, backend).failures})
 
     steps = shrink(found.steps, fails)
     print(f"\nseed {seed}: {len(steps)} of {len(found.steps)} steps are enough")
     for step in steps:
         print(f"  {step}")
-    tell(simulate(seed, steps))
+    tell(simulate(seed, steps, backend))
 
 
 def tell(outcome: Outcome) -> None:
@@ -80,15 +83,16 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many worlds")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the number of the first one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many processes")
+    parser.add_argument("--store", choices=get_args(Backend), default="memory", help="what keeps the mobs")
     parser.add_argument("--history", type=Path, help="write the history of the first world to this file, as JSON lines")
     arguments = parser.parse_args()
     if arguments.history is not None:
-        outcome = simulate(arguments.first)
+        outcome = simulate(arguments.first, backend=arguments.store)
         arguments.history.write_text("".join(to_line(one) + "\n" for one in outcome.records), encoding="utf-8")
     began, failed, kinds, ticks, records = time.monotonic(), [], Counter[str](), 0, 0
     with ProcessPoolExecutor(arguments.jobs, initializer=begin, max_tasks_per_child=200) as pool:
         seeds = range(arguments.first, arguments.first + arguments.seeds)
-        for seed, failures, steps, seen in pool.map(one, seeds, chunksize=4):
+        for seed, failures, steps, seen in pool.map(partial(one, arguments.store), seeds, chunksize=4):
             ticks, records = ticks + steps, records + seen
             if failures:
                 failed.append(seed)
@@ -101,7 +105,7 @@ def main() -> int:
     for name, count in kinds.most_common():
         print(f"  {count:5} {name}")
     for seed in failed[:SHRUNK]:
-        show(seed)
+        show(seed, arguments.store)
     return min(1, len(failed))
 
 

@@ -3,13 +3,21 @@
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Final
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Literal
+
+from sqlalchemy import event
 
 from mobd_server.adapters.memory import MemoryStore, MemoryWriter
+from mobd_server.adapters.sql import migrate
+from mobd_server.adapters.sql.engine import database_url, open_engine
+from mobd_server.adapters.sql.store import SqlStore
 from mobd_server.errors import Unavailable
 from mobd_server.machines.records import Append
-from mobd_server.ports import Result, Snapshot
+from mobd_server.ports import Result, Snapshot, Store
+from mobd_server.testing.machine import LoopSqlWriter
 from mobd_server.testing.network import Node
 
 USUAL_S: Final = 0.004
@@ -17,13 +25,30 @@ LATE: Final = 0.05
 LATE_S: Final = 1.0
 
 
+Backend = Literal["memory", "sqlite"]
+
+
+@cache
+def _empty_database() -> bytes:
+    """Return a SQLite database with the schema of this build."""
+    with TemporaryDirectory(prefix="mobd-sim-") as folder:
+        engine = open_engine(database_url(Path(folder), None))
+        migrate.upgrade(engine)
+        engine.dispose()
+        return (Path(folder) / "mobd.db").read_bytes()
+
+
 class Storage:
     """The store's own node: what it was asked to commit it commits, whatever becomes of who asked."""
 
-    def __init__(self, chance: random.Random, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, backend: Backend, chance: random.Random, loop: asyncio.AbstractEventLoop) -> None:
         self.chance = chance
         self.loop = loop
-        self.memory = MemoryStore()
+        self.close: Callable[[], None] = _nothing
+        self.reader: Store
+        self.write: Callable[[Sequence[Append]], list[Result]]
+        self.keep: Callable[[str, str, Snapshot, int], str]
+        self._open(backend)
         self.node = Node("store")
         # What the next groups meet, in order:
         # aborted       nothing is written, and that is told
@@ -38,6 +63,27 @@ class Storage:
         # Until when nothing is answered.
         self.away_until = 0.0
         self.healed = False
+
+    def _open(self, backend: Backend) -> None:
+        if backend == "memory":
+            memory = MemoryStore()
+            writer = MemoryWriter(memory)
+            self.reader, self.write, self.keep = memory, writer._write, writer._keep
+            return
+        folder = TemporaryDirectory(prefix="mobd-sim-")
+        (Path(folder.name) / "mobd.db").write_bytes(_empty_database())
+        engine = open_engine(database_url(Path(folder.name), None))
+        # No machine fails here, and the disk need not be waited for.
+        event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
+        sql = LoopSqlWriter(engine)
+        self.reader, self.write, self.keep = SqlStore(engine), sql.commit, sql._keep
+
+        def close() -> None:
+            sql.close()
+            engine.dispose()
+            folder.cleanup()
+
+        self.close = close
 
     @property
     def away(self) -> bool:
@@ -67,7 +113,6 @@ class SimWriter:
     def __init__(self, storage: Storage, node: Node) -> None:
         self._storage = storage
         self._node = node
-        self._writer = MemoryWriter(storage.memory)
 
     def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
         self._at_store(partial(self._commit, list(group), done))
@@ -80,7 +125,7 @@ class SimWriter:
     ) -> None:
         def keep() -> None:
             failed = self._storage.fault() if self._storage.away else ""
-            self._tell(done, failed or self._writer._keep(mob_id, log_id, snapshot, spacing))
+            self._tell(done, failed or self._storage.keep(mob_id, log_id, snapshot, spacing))
 
         self._at_store(keep)
 
@@ -97,10 +142,10 @@ class SimWriter:
             self._storage.crash()
             if fault == "crash_late":
                 delay = self._storage.chance.random() * 3
-                self._storage.loop.call_later(delay, self._writer._write, group, context=self._storage.node.context)
+                self._storage.loop.call_later(delay, self._storage.write, group, context=self._storage.node.context)
             if fault != "crash_after":
                 return
-        results = self._writer._write(group)
+        results = self._storage.write(group)
         self._tell(done, [Result("unknown", "drawn") for _ in group] if fault == "unknown" else results)
 
     def _at_store(self, work: Callable[[], None]) -> None:
@@ -115,15 +160,14 @@ def _nothing() -> None:
 
 
 class SimStore:
-    """A `ports.Store`: the one of memory, each of whose answers takes its time or does not come."""
-
-    name = "memory"
+    """A `ports.Store`: a real one, each of whose answers takes its time or does not come."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self.name = storage.reader.name
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._storage.memory, name)
+        method = getattr(self._storage.reader, name)
 
         async def call(*arguments: Any, **named: Any) -> Any:
             await asyncio.sleep(self._storage.delay())  # noqa: TID251 the store's own time

@@ -7,6 +7,7 @@ import secrets
 import sys
 
 import pytest
+from tests.simulation.storage import Backend
 from tests.simulation.world import simulate
 from tests.support.settings import setting
 
@@ -15,14 +16,14 @@ AT_ONCE = 10
 FRESH = 8
 
 
-def failures(seeds: list[int]) -> str:
+def failures(seeds: list[int], backend: Backend = "memory") -> str:
     """Run worlds; return what is wrong with those that fail."""
     found = []
     for seed in seeds:
-        outcome = simulate(seed)
+        outcome = simulate(seed, backend=backend)
         assert outcome.records
         if outcome.failures:
-            again = f"make simulate SEEDS=1 FROM={seed}"
+            again = f"make simulate SEEDS=1 FROM={seed} STORE={backend}"
             found.append("\n".join([f"seed {seed} ({again}):", *outcome.failures[:5]]))
     return "\n\n".join(found)
 
@@ -31,6 +32,11 @@ def failures(seeds: list[int]) -> str:
 @pytest.mark.parametrize("first", range(0, WORLDS, AT_ONCE))
 def test_nothing_promised_is_broken(first: int) -> None:
     assert not failures(list(range(first, first + AT_ONCE)))
+
+
+@pytest.mark.timeout(300)
+def test_nothing_promised_is_broken_on_a_database() -> None:
+    assert not failures(list(range(WORLDS, WORLDS + AT_ONCE)), "sqlite")
 
 
 @pytest.mark.timeout(300)

@@ -22,7 +22,7 @@ from tests.simulation.clients import MOB, OTHER, Person
 from tests.simulation.loop import Endless, SimLoop, Stuck
 from tests.simulation.network import SimNetwork, SimSystem
 from tests.simulation.plan import Step
-from tests.simulation.storage import SimStore, SimWriter, Storage
+from tests.simulation.storage import Backend, SimStore, SimWriter, Storage
 
 import mobd
 from mobd.system import used
@@ -81,8 +81,9 @@ class Outcome:
 class World:
     """See the module."""
 
-    def __init__(self, seed: int, steps: Sequence[Step]) -> None:
+    def __init__(self, seed: int, steps: Sequence[Step], backend: Backend = "memory") -> None:
         self.seed = seed
+        self._backend: Backend = backend
         self.steps = steps
         self.loop = SimLoop(self._chance("loop"), MOST_STEPS)
         self.recorder = Recorder(lambda: self.loop.steps)
@@ -116,6 +117,7 @@ class World:
             )
             with used(self._system), self._listening():
                 self.loop.discard()
+            self.storage.close()
             if collecting:
                 gc.enable()
         if not outcome.failures:
@@ -147,7 +149,7 @@ class World:
         self._drawn = {name: chance.choice(values) for name, values in DRAWN.items()}
         self.loop.shuffles = self._chance("shuffling").random() < 0.25
         self.network = SimNetwork(self._chance("network"), self.loop)
-        self.storage = Storage(self._chance("storage"), self.loop)
+        self.storage = Storage(self._backend, self._chance("storage"), self.loop)
         fate, context = self._chance("crashes"), Node("fate").context
         self.storage.crash = lambda: context.copy().run(self._crash, fate.random() * 2)
         self.place = Place("sim:7780", self.network)
@@ -447,6 +449,6 @@ class _Ear(logging.Handler):
             self._failures.append(f"logged: {self.format(record)} {more}")
 
 
-def simulate(seed: int, steps: Sequence[Step] | None = None) -> Outcome:
+def simulate(seed: int, steps: Sequence[Step] | None = None, backend: Backend = "memory") -> Outcome:
     """Run the world of a seed: with its own plan, or with what is left of it."""
-    return World(seed, plan.draw(seed) if steps is None else steps).run()
+    return World(seed, plan.draw(seed) if steps is None else steps, backend).run()
