@@ -26,7 +26,7 @@ import round_trips
 import team
 from ground import DELIVER_PATH, MEMBERS, Ground, deliver_body, prepared
 from load import HERE, Measured, median, need_tools
-from plan import Place, parser_of, place_for, plan_of, say, table
+from plan import Place, end_in_order, parser_of, place_for, plan_of, say, table
 
 PROFILES = HERE / "profiles"
 HOTTEST = 30
@@ -162,6 +162,7 @@ def main() -> int:
     parser.add_argument("--duration", type=int, default=10, help="for how long it is recorded, in seconds")
     parser.add_argument("--native", action="store_true", help="with the frames of C; it slows the server down more")
     options = parser.parse_args()
+    end_in_order()
     missing = need_tools()
     if missing:
         say(f"bench: {missing}")

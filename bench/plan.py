@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +135,11 @@ def place_for(plan: Plan) -> Iterator[Place]:
 Measure = Callable[[Plan, Place], Section]
 
 
+def end_in_order() -> None:
+    """Let SIGTERM end this process as an exception does, so that the servers that it started end, too."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def say(text: str) -> None:
     """Print what goes on."""
     print(text, file=sys.stderr, flush=True)
@@ -216,6 +222,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 def main(doc: str | None, measure: Measure, options: argparse.Namespace | None = None) -> int:
     """Run one benchmark by itself and print its table."""
     plan = plan_of(options or parser_of(doc).parse_args())
+    end_in_order()
     missing = need_tools()
     if missing:
         say(f"bench: {missing}")

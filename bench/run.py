@@ -22,7 +22,7 @@ import report
 import round_trips
 import state
 from load import need_tools
-from plan import Measure, Plan, parser_of, place_for, plan_of, rows_of, say, table
+from plan import Measure, Plan, end_in_order, parser_of, place_for, plan_of, rows_of, say, table
 
 BENCHMARKS: dict[str, Measure] = {
     "deliver": deliver.measure,
@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="one of them; all if none is named")
     parser.add_argument("--history", type=Path, default=history.FOLDER)
     options = parser.parse_args()
+    end_in_order()
     missing = need_tools()
     if missing:
         say(f"bench: {missing}")
