@@ -190,13 +190,21 @@ class Site:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-        while True:
+        try:
+            self._wait_until_it_listens(process, port)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return Running(process, port, self.folder)
+
+    def _wait_until_it_listens(self, process: subprocess.Popen[str], port: int) -> None:
+        while process.poll() is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return Running(process, port, self.folder)
-            if process.poll() is not None:
-                raise SystemExit((self.folder / "server.log").read_text()[-2_000:])
+                    return
             time.sleep(0.002)
+        raise SystemExit((self.folder / "server.log").read_text()[-2_000:])
 
     @contextmanager
     def serving(self, program: Sequence[str] = SERVER, **settings: Any) -> Iterator[Running]:
