@@ -8,7 +8,7 @@ PIP := -m pip --disable-pip-version-check --quiet install --root-user-action=ign
 CODE = $(wildcard client server migrations tests scripts examples bench)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve up down image-check migrate test fuzz test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants checker-mutants simulate soak lock clean
+.PHONY: help setup demo serve up down image-check migrate test fuzz test-floor check lint types proto proto-check schema-check docs docs-check bench crash mutants mutation checker-mutants simulate soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -93,6 +93,9 @@ profile: setup ## where a loaded server spends its time (WORK=batch, round_trips
 mutants: setup ## take out one rule at a time and see that a test notices; minutes (MUTANTS=word takes some)
 	$(BIN)/python scripts/mutants.py $(MUTANTS)
 
+mutation: .venv-mutation/.mobd ## change the machines in every small way and see that a test notices; hours (MODULES=lanes,inbox)
+	.venv-mutation/bin/python scripts/mutation.py $(if $(MODULES),--modules $(MODULES)) $(MUTATION_ARGS)
+
 checker-mutants: setup ## break the server in the ways of tests/mutants and see that the history checker tells; minutes
 	$(BIN)/python scripts/checker_mutants.py $(MUTANTS)
 
@@ -102,11 +105,12 @@ lock: setup ## write requirements/*.txt anew (LOCK_ARGS=--upgrade takes newer ve
 	$(UV_COMPILE) pyproject.toml --extra server --extra uvloop -o requirements/server.txt
 	$(UV_COMPILE) pyproject.toml --extra server --extra uvloop --group dev -o requirements/dev.txt
 	$(UV_COMPILE) pyproject.toml --group floor --resolution lowest-direct -o requirements/client-floor.txt
+	$(UV_COMPILE) pyproject.toml --extra server --group mutation -c requirements/dev.txt -o requirements/mutation.txt
 	$(UV_COMPILE) requirements/gen.in -o requirements/gen.txt
 	$(UV_COMPILE) requirements/build.in -o requirements/build.txt
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-gen .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf .venv .venv-gen .venv-floor .venv-mutation .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
 
 # The container's user is another than that of this machine, and a file that compose mounts keeps its mode: who may not
 # enter the directory can't read it here either.
@@ -130,7 +134,11 @@ deploy/secrets/database_password:
 	.venv-floor/bin/python $(PIP) --require-hashes -r requirements/client-floor.txt
 	@touch $@
 
-.venv/bin/python .venv-gen/bin/python .venv-floor/bin/python:
+.venv-mutation/.mobd: requirements/mutation.txt | .venv-mutation/bin/python
+	.venv-mutation/bin/python $(PIP) --require-hashes -r requirements/mutation.txt
+	@touch $@
+
+.venv/bin/python .venv-gen/bin/python .venv-floor/bin/python .venv-mutation/bin/python:
 	@test -n "$(PYTHON)" || { echo "mobd needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "python3 cannot make environments here: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(@D:/bin=)

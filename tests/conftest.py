@@ -3,11 +3,17 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import Phase, settings
 from tests.support.postgres import Cluster, binary
 from tests.support.settings import setting
 
 from mobd_server.adapters.sql import migrate
 from mobd_server.adapters.sql.engine import database_url, open_engine
+
+# For `make mutation`: few examples, the same every time, and what fails is not made shorter.
+settings.register_profile(
+    "mutation", max_examples=10, derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate)
+)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.settings import setting
 
 from mobd_server.machines import keys
 from mobd_server.machines.keys import FEW, Dedupe, input_key
@@ -61,7 +62,7 @@ class Plain:
 step = st.tuples(st.sampled_from(["accept", "accept", "end", "end", "end", "forget"]), st.integers(0, 63))
 
 
-@settings(max_examples=300)
+@settings(max_examples=int(setting("MOBD_TEST_EXAMPLES", "300")))
 @given(st.lists(st.tuples(step, st.booleans()), max_size=60))
 def test_it_behaves_as_a_plain_dict_did_and_what_is_undone_leaves_no_trace(
     steps: list[tuple[tuple[str, int], bool]],
