@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
+import grpc
 from tests.checker.history import Recorder
 from tests.checker.recording import Caller, clock
 from tests.support.disks import Disk
@@ -230,6 +231,10 @@ class Stage(ABC):
                 before = self.served.log.stat().st_size
                 try:
                     await self.served.restart()
+                except grpc.aio.AioRpcError:
+                    # A busy machine takes its time to start it.
+                    await self.served.serving(RECOVERY_S)
+                    return
                 except AssertionError:
                     said = self.served.log.read_bytes()[before:].decode().splitlines()
                     if self.served.process.code != 1 or len(said) != 1 or not said[0].startswith("mobd: "):
