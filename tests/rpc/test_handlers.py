@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from mobd.v1 import events_pb2, mobs_pb2, runs_pb2, server_pb2
 from mobd_server.actors.links import Call
 from mobd_server.adapters.rpc.handlers import Gate, Methods, OneLookUp, method_name, service_handler
-from mobd_server.errors import Draining, MobNotFound
+from mobd_server.errors import Draining, Internal, MobNotFound
 
 pytestmark = pytest.mark.asyncio
 
@@ -104,6 +104,21 @@ async def test_a_bug_shows_an_error_id_and_nothing_else(caplog: pytest.LogCaptur
     (record,) = [one for one in caplog.records if one.name.startswith("mobd_server")]
     assert vars(record)["error_id"] == metadata["error_id"]
     assert record.exc_info
+
+
+async def test_what_the_server_finds_wrong_with_itself_has_an_error_id_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(_: object, __: Call) -> bytes:
+        raise Internal("the log of mob 'm' has a gap")
+
+    with caplog.at_level(logging.ERROR):
+        async with serving(service_handler(INFO, [Info(answer)], Gate())) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await ask(channel, INFO_PATH)
+    reason, metadata = info_of(refused.value)
+    assert (reason, list(metadata)) == ("INTERNAL", ["error_id"])
+    (record,) = [one for one in caplog.records if one.name.startswith("mobd_server")]
+    assert vars(record)["error_id"] == metadata["error_id"]
+    assert vars(record)["error"] == refused.value.details() == "the log of mob 'm' has a gap"
 
 
 @pytest.mark.parametrize("raw", [b"\x0a", b"\x0a\x05a", b"\x0a\x02\xff\xfe", b"\xff" * 12])

@@ -265,7 +265,7 @@ def _unary(door: Door, behaviour: Unary) -> Callable[[bytes, Context], Awaitable
                     code = OK
                     return answered
                 except MobdError as error:
-                    failure = error
+                    failure = _named(path, error)
                 except Exception as bug:  # noqa: BLE001 whatever it is, the caller learns an error id and nothing else
                     failure = _internal(path, bug)
                 code = status.code_of(failure).name
@@ -332,7 +332,7 @@ async def _stream(
                 code = OK
                 return
             except MobdError as error:
-                failure = error
+                failure = _named(door.path, error)
             except asyncio.CancelledError:
                 interrupted = guest.interrupted()
                 if interrupted is None:
@@ -351,6 +351,14 @@ async def _stream(
 def _authorization(context: Context) -> str | None:
     found = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION]
     return found[-1] if found and isinstance(found[-1], str) else None
+
+
+def _named(path: str, error: MobdError) -> MobdError:
+    """Return an error as it is told; one of ours that nobody can do anything about has an id, and a line in the log."""
+    if isinstance(error, Internal) and "error_id" not in error.details:
+        error.details["error_id"] = uuid4().hex
+        log.error("call_failed", extra={"method": path, "error": error.message, **error.details})
+    return error
 
 
 def _internal(path: str, bug: Exception) -> Internal:
