@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 S = TypeVar("S", bound=Hashable)
 
 # Steps of one search. Histories that are right take about as many as they have operations.
-BUDGET = 200_000
+BUDGET = 10_000
 
 
 @dataclass(frozen=True, slots=True)
