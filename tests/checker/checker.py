@@ -14,9 +14,9 @@ from tests.checker.history import Record
 from tests.checker.members import linearizable
 from tests.checker.seen import BadHistory, MobSeen, sort
 from tests.checker.streams import streams_equal_log
-from tests.checker.verdicts import Verdict, told
+from tests.checker.verdicts import UNDECIDED, Verdict, told
 
-__all__ = ["CHECKS", "BadHistory", "Verdict", "check", "told"]
+__all__ = ["CHECKS", "UNDECIDED", "BadHistory", "Verdict", "broken", "check", "told"]
 
 
 def log_by_the_rules(seen: MobSeen) -> Iterator[Verdict]:
@@ -40,5 +40,10 @@ CHECKS: Final[tuple[Callable[[MobSeen], Iterator[Verdict]], ...]] = (
 
 
 def check(records: Iterable[Record]) -> list[Verdict]:
-    """Return every broken rule. Raises BadHistory if the records are no history."""
+    """Return every broken rule, and what could not be decided. Raises BadHistory if the records are no history."""
     return [verdict for seen in sort(records).values() for rule in CHECKS for verdict in rule(seen)]
+
+
+def broken(records: Iterable[Record]) -> list[Verdict]:
+    """Return every broken rule, without what could not be decided. Raises BadHistory like `check`."""
+    return [one for one in check(records) if one.check != UNDECIDED]

@@ -15,7 +15,7 @@ from tests.checker.answers import deliveries, outcomes
 from tests.checker.history import Plain
 from tests.checker.linear import Op, Undecided, explain
 from tests.checker.seen import Call, MobSeen
-from tests.checker.verdicts import Verdict, cite
+from tests.checker.verdicts import UNDECIDED, Verdict, cite
 
 _NAME: Final = "linearizable"
 
@@ -319,7 +319,7 @@ def _judge(name: str, calls: list[Call]) -> Iterator[Verdict]:
     try:
         order = explain(operations, State())
     except Undecided:
-        yield Verdict(_NAME, f"whether the answers about member {name} agree could not be decided in time")
+        yield Verdict(UNDECIDED, f"whether the answers about member {name} agree could not be decided in time")
         return
     if order is None:
         return

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from tests.checker.checker import BadHistory, Verdict, check, told
+from tests.checker.checker import BadHistory, Verdict, broken, told
 from tests.checker.history import Record, write
 from tests.checker.two_servers import two_servers
 from tests.checker.workload import Plan, Workload, faults
@@ -52,7 +52,7 @@ def simulated(first: int, worlds: int) -> tuple[int, list[Verdict]]:
     for seed in range(first, first + worlds):
         records = simulate(seed).records
         try:
-            verdicts = check(records)
+            verdicts = broken(records)
         except BadHistory:
             continue
         judged += len(records)
@@ -76,7 +76,7 @@ def recorded(scene: str, seed: int, keep: Path | None) -> tuple[int, list[Verdic
                 engine.dispose()
             history = asyncio.run(play(scene, seed, folder, url))
             write(folder / "history.jsonl", history)
-            return len(history), check(history)
+            return len(history), broken(history)
     finally:
         if cluster is not None:
             cluster.remove()

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from tests.checker.checker import check, told
+from tests.checker.checker import broken, told
 from tests.checker.history import write
 from tests.checker.workload import Plan, Workload, faults
 from tests.support.processes import say
@@ -29,5 +29,5 @@ async def test_what_clients_and_agents_saw_of_killed_servers_is_what_a_correct_s
     history = await Workload(tmp_path, store_url, plan).run()
     write(tmp_path / "history.jsonl", history)
     say(f"{len(history)} records in {tmp_path}")
-    verdicts = check(history)
+    verdicts = broken(history)
     assert not verdicts, told(verdicts)

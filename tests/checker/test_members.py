@@ -117,3 +117,13 @@ def test_a_member_that_leaves_may_have_gone_at_any_moment_and_not_before() -> No
     assert leaving.call(5, 6, "Observe", {}, "MEMBER_NOT_FOUND").spawn(7, 8, 1, 2).agrees
     assert not spawned().call(5, 6, "Observe", {}, "MEMBER_NOT_FOUND").agrees
     assert not spawned().spawn(3, 4, 1, 2).agrees
+
+
+def test_a_search_that_is_given_up_is_no_proof() -> None:
+    # Many calls that may have happened and change everything, and one answer that no order of them explains.
+    told = spawned()
+    for at in range(16):
+        told.call(3, None, "RespawnMember", {})
+        told.deliver(3, None, f"i{at}", fence={"generation": at})
+    told.deliver(4, 5, "unheard", "deduplicated")
+    assert [one.check for one in linearizable(told.seen)] == ["undecided"]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from tests.checker.history import Plain, Record, to_line
 
 _CUT = 400
+# The check of a verdict that is none: a search was given up. It proves nothing, neither way.
+UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, slots=True)
