@@ -4,7 +4,7 @@ mutmut makes the changes and runs the tests that reach them; `mutants.py` beside
 What survives must be listed with a reason in tests/mutation/survivors.toml: an unlisted survivor ends this with 1. To
 time out, or to be reached by no test, is to survive.
 
-    python scripts/mutation.py [--modules lanes,inbox] [--tests PATH ...] [--jobs 2] [--patience 5] [--keep FOLDER]
+    python scripts/mutation.py [--modules lanes,inbox] [--tests PATH ...] [--thorough] [--jobs 2] [--keep FOLDER]
 
 What is committed is what is tried. With `--keep` the copy stays, and a second run with it goes on where the first one
 ended.
@@ -92,10 +92,12 @@ def copy_tree(folder: Path) -> None:
     (folder / "server").rename(folder / "src")
 
 
-def configure(folder: Path, modules: list[str], tests: list[str], patience: float) -> None:
-    """Narrow the configuration in a copy down."""
+def configure(folder: Path, modules: list[str], tests: list[str], patience: float, *, thorough: bool) -> None:
+    """Narrow the configuration in a copy down; `thorough` takes in the tests that are left out for their time."""
     path = folder / "pyproject.toml"
     text = path.read_text()
+    if thorough:
+        text = re.sub(r"^ *\"--deselect=.*\n", "", text, flags=re.MULTILINE)
     chosen = {"timeout_constant": repr(patience)}
     if modules:
         chosen["only_mutate"] = json.dumps([f"{MACHINES}/{one}.py" for one in modules])
@@ -231,6 +233,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modules", default="", help="names of modules in machines/, with commas; all if not given")
     parser.add_argument("--tests", nargs="+", default=[], help="only these, which must reach what is changed")
+    parser.add_argument("--thorough", action="store_true", help="run the slowest tests too: ten times as long")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--patience", type=float, default=5.0, help="seconds that a mutant has beside what tests take")
     parser.add_argument("--keep", type=Path, help="work here, and go on with what is here")
@@ -244,7 +247,7 @@ def main() -> int:
         if not (folder / "src").exists():
             folder.mkdir(parents=True, exist_ok=True)
             copy_tree(folder)
-        configure(folder, modules, options.tests, options.patience)
+        configure(folder, modules, options.tests, options.patience, thorough=options.thorough)
         run(folder, options.jobs)
         return report(folder)
     finally:
