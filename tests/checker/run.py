@@ -1,9 +1,10 @@
 """Plays a scene, and says what the checker says; the last line is JSON.
 
-    python -m tests.checker.run [--scene simulated|killed|faulty|two-servers] [--seed 1] [--worlds 60] [--keep FOLDER]
+    python -m tests.checker.run [--scene simulated|killed|…] [--seed 1] [--worlds 60] [--keep FOLDER]
 
 simulated: worlds of tests/simulation, one after another until something is broken; killed, faulty: the workload on real
-servers that are killed at any moment, or in the middle of what they do with a commit; two-servers: see there.
+servers that are killed at any moment, or in the middle of what they do with a commit; uncommitted: always right before
+it; two-servers: see there.
 
 Exits with 0 if nothing is broken, 1 if something is, 2 if nothing could be judged.
 """
@@ -28,7 +29,7 @@ from tests.support.processes import say
 from mobd_server.adapters.sql import migrate
 from mobd_server.adapters.sql.engine import database_url, open_engine
 
-SCENES: Final = ("simulated", "killed", "faulty", "two-servers")
+SCENES: Final = ("simulated", "killed", "faulty", "uncommitted", "two-servers")
 LIMIT_S: Final = 220.0
 
 
@@ -40,6 +41,8 @@ async def play(scene: str, seed: int, folder: Path, url: str | None) -> list[Rec
         plan = Plan(seed, seconds=5.0, kills=3, agent_kills=2)
         if scene == "faulty":
             plan.faults = faults(seed)
+        if scene == "uncommitted":
+            plan.faults = faults(seed, ["before_commit"])
         return await Workload(folder, url, plan).run()
 
 

@@ -7,8 +7,8 @@ are killed with SIGKILL. In the end all is healed, what waits is driven to its e
 
 import asyncio
 import random
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -35,10 +35,13 @@ SETTINGS: Final = {
 # How long a healed mob is given to come to rest: a failed input waits 1 s and 10 s for its next attempts.
 REST_S: Final = 25.0
 BACKLOG: Final = 120
+# How long a server that is to die stands still before it does.
+STALL_MS: Final = 100
 PROGRESS: Final = bridge_pb2.PeerResponse(request_id="asked", status=bridge_pb2.PEER_RESPONSE_STATUS_IN_PROGRESS)
 _OTHERS: Final = (
     ("observe", 6),
     ("get_input", 6),
+    ("list_inputs", 4),
     ("watch_input", 2),
     ("poll", 2),
     ("interrupt", 4),
@@ -155,6 +158,9 @@ class Client:
             names = {"member_id": one["member_id"], "input_id": one["input_id"]}
             await self._ask("GetInput", bridge_pb2.GetInputRequest(mob_id=MOB, **names))
 
+    async def _list_inputs(self, member_id: str) -> None:
+        await self._ask("ListInputs", bridge_pb2.ListInputsRequest(mob_id=MOB, member_id=member_id, page_size=1000))
+
     async def _watch_input(self, member_id: str) -> None:
         if self._shared.delivered:
             one = self._draw.choice(self._shared.delivered[-5:])
@@ -252,6 +258,8 @@ class Workload:
             ]
             reader = await stack.enter_async_context(self._caller("reader"))
             watchers.append(asyncio.ensure_future(self._read_about(reader)))
+            onlooker = await stack.enter_async_context(self._caller("onlooker"))
+            watchers.append(asyncio.ensure_future(self._look_on(onlooker, shared)))
             stack.callback(lambda: [task.cancel() for task in [*tasks, *watchers, *shared.watching]])
             await self._kill_around(tasks)
             shared.enough.set()
@@ -345,6 +353,15 @@ class Workload:
                 pass
             await asyncio.sleep(0.02)  # noqa: TID251 a reader waits before it comes back
 
+    async def _look_on(self, onlooker: Caller, shared: Shared) -> None:
+        """Look at what was delivered last, again and again: it may not be durable yet."""
+        while True:
+            if shared.delivered:
+                names = {name: shared.delivered[-1][name] for name in ("member_id", "input_id")}
+                with suppress(grpc.aio.AioRpcError):
+                    await onlooker.once("GetInput", bridge_pb2.GetInputRequest(mob_id=MOB, **names))
+            await asyncio.sleep(0.01)  # noqa: TID251 an onlooker looks now and then
+
     async def _rest(self, admin: Caller) -> None:
         """Heal everything, wake what waits, and return when nothing is left to be run, or after a while."""
         if "MOBD_FAULT" in self._served.settings or self._served.process.code is not None:
@@ -362,13 +379,15 @@ class Workload:
             await asyncio.sleep(0.1)  # noqa: TID251 what is left the agents do
 
 
-def faults(seed: int) -> list[str]:
+POINTS: Final = ("before_commit", "after_commit", "before_publish", "before_answer", "before_dispatch", "after_settle")
+
+
+def faults(seed: int, points: Sequence[str] = POINTS) -> list[str]:
     """Draw what makes each of a workload's servers die in the middle of something."""
     draw = random.Random(f"{seed}-faults")
-    points = ["before_commit", "after_commit", "before_publish", "before_answer", "before_dispatch", "after_settle"]
     found = []
     for _ in range(8):
         point, count = draw.choice(points), draw.randint(30, 300)
         # First it stands still for a moment, so that what should not have left it yet has time to.
-        found.append(f"{point}:stall=40ms@{count},{point}:crash@{count}")
+        found.append(f"{point}:stall={STALL_MS}ms@{count},{point}:crash@{count}")
     return found
