@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import mobd
+import mobd.sync
 from mobd import system
 from mobd.v1 import agents_pb2, agents_pb2_grpc
 from mobd_server import testing
@@ -218,6 +219,17 @@ async def test_ids_are_of_the_time_and_the_seed_of_the_world() -> None:
     assert not set(first) & set(other)
     made_ms = int(first[0].replace("-", "")[:12], 16)
     assert datetime.fromtimestamp(made_ms / 1000, UTC) >= datetime(2030, 1, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.asyncio
+async def test_a_client_with_a_thread_of_its_own_is_refused_by_name() -> None:
+    def call() -> None:
+        with mobd.sync.SyncClient("anywhere") as client:
+            client.get_mob("triage")
+
+    async with testing.server():
+        with pytest.raises(RuntimeError, match=r"use mobd\.Client"):
+            await asyncio.to_thread(call)
 
 
 @pytest.mark.asyncio

@@ -48,6 +48,7 @@ class Place:
     def __init__(self, address: str, network: Network) -> None:
         self.address = address
         self.network = network
+        self.loop = asyncio.get_running_loop()
         self.door: Door | None = None
         self._waiting: list[Callable[[], None]] = []
         self._changes: list[asyncio.Future[None]] = []
@@ -355,7 +356,6 @@ class LoopbackChannel(grpc.aio.Channel):
     def __init__(self, place: Place, options: Sequence[tuple[str, Any]] = ()) -> None:
         self.place = place
         self.calls: dict[Call, None] = {}
-        self._loop = asyncio.get_running_loop()
         self._closed = False
         # Ours either waits for the server in all of its methods, or in none.
         config = json.loads(dict(options).get("grpc.service_config", "{}"))
@@ -363,7 +363,7 @@ class LoopbackChannel(grpc.aio.Channel):
 
     def check(self) -> None:
         """Raise if no call can be made."""
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self.place.loop:
             raise RuntimeError(
                 "within mobd_server.testing everything runs on one loop: use mobd.Client, and no threads"
             )
