@@ -117,6 +117,15 @@ def test_who_drains_runs_everything_so_its_first_input_drives() -> None:
     assert lanes.choose(member(*passive_first, state="retired")) == Batch("queue", 1)
 
 
+@pytest.mark.parametrize("lane", LANES)
+def test_only_the_steer_lane_lets_prompts_share_a_run_and_only_there_the_boundary_parts_inputs(lane: Lane) -> None:
+    steers = lane == "steer"
+    prompts = [one(name, lane=lane, kind="prompt") for name in "ab"]
+    assert lanes.choose(member(*prompts)) == Batch(lane, 2 if steers else 1)
+    parted = [one("a", lane=lane, stamp=STEERING), one("b", lane=lane, stamp=Stamp("run_start"))]
+    assert lanes.choose(member(*parted)) == Batch(lane, 1 if steers else 2)
+
+
 def test_a_choice_for_a_member_without_work_is_refused() -> None:
     for idle in (member(), member(one("a", drives=False)), member(one("a", attempts=1), retry_at=DAY)):
         with pytest.raises(ValueError, match="has nothing to run"):
@@ -197,6 +206,13 @@ def test_what_a_run_held_goes_back_into_its_lanes_before_or_behind_what_waits(at
     assert lying(full) == (*lanes_after, 63)
     undo.rollback()
     assert lying(full) == (["q3"], ["s3"], 48)
+    # The other lane may be empty, and what waits in this one stays.
+    half = member(one("q3", 16))
+    lanes.put_back(touched(half), half, [back[1]], at_end=at_end)
+    assert lying(half) == (["q3"], ["s1"], 18)
+    half = member(one("s3", 16, "steer"))
+    lanes.put_back(touched(half), half, [back[1]], at_end=at_end)
+    assert lying(half) == (None, ["s3", "s1"] if at_end else ["s1", "s3"], 18)
     for lane in LANES:
         empty = member()
         lanes.put_back(touched(empty), empty, [each for each in back if each.lane == lane], at_end=at_end)

@@ -13,8 +13,8 @@ from tests.machines.stage import text
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import Accepted, Rejected, SendStartRun
-from mobd_server.machines.policy import BY_KIND, BY_MODE, drives, mode_invalid, policy_of, stamp_of
-from mobd_server.machines.state import Boundary, Execution, Intent, Kind, Lane, Stamp
+from mobd_server.machines.policy import BY_KIND, BY_MODE, drives, mode_invalid, policy_of, shared, stamp_of
+from mobd_server.machines.state import CONTENT_TURN, Boundary, Execution, Intent, Kind, Lane, Stamp
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 MODES: Final[tuple[Lane | None, ...]] = (None, "queue", "steer")
@@ -142,6 +142,12 @@ def test_every_input_is_stamped_when_it_is_accepted(kind: Kind, mode: Lane | Non
 def test_whoever_says_so_is_not_woken(kind: Kind, mode: Lane | None) -> None:
     assert drives(kind, mode, wake=False, silent=False) is False
     assert drives(kind, mode, wake=True, silent=True) is False
+
+
+def test_equal_stamps_that_were_read_are_one_object() -> None:
+    assert shared(Stamp()) is shared(CONTENT_TURN) is CONTENT_TURN
+    for read in (("run_checkpoint",), ("run_start", "resume_pending")):
+        assert shared(Stamp(*read)) is shared(Stamp(*read)) == Stamp(*read)
 
 
 # Handling modes that may not be.
