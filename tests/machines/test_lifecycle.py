@@ -78,6 +78,7 @@ def test_every_trigger_in_every_phase_leaves_what_the_table_says(
             refuse(fields, trigger)
         assert refused.value.details == {"from": phase, "to": named, "allowed": allowed}
         assert refused.value.reason == "INVALID_TRANSITION"
+        assert trigger in str(refused.value)
 
 
 def test_the_table_knows_every_trigger_and_every_phase_and_no_other() -> None:
