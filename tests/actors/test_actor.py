@@ -1,6 +1,7 @@
 """One actor on real parts: nothing is seen before it is durable, and a failure is never seen at all."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from tests.actors.world import ANYBODY, World, asking, deliver, noting, soon
@@ -50,7 +51,7 @@ async def test_refusals_duplicates_and_reads_wait_for_what_they_saw() -> None:
     duplicate = asking(actor, deliver("i1"))
     unknown = asking(actor, deliver("i1", member_id="nobody"))
     read = asyncio.create_task(actor.read(view_mob))
-    later = [refused, duplicate, unknown, read]
+    later: list[asyncio.Future[Any]] = [refused, duplicate, unknown, read]
     await ticks()
     # The two are in one group or in two, by where the tick ended; what saw them is not out before both are stored.
     assert not any(task.done() for task in later)

@@ -11,6 +11,7 @@ from tests.support.processes import until
 
 from mobd.v1 import bridge_pb2, common_pb2, events_pb2, mobs_pb2
 from mobd_server.adapters.rpc.convert_states import MESSAGE_BYTES, messages
+from mobd_server.adapters.sql.rebuilding import RebuilderProcess
 from mobd_server.machines.sections import Part
 from mobd_server.services.state import SMALL
 
@@ -92,6 +93,7 @@ async def test_a_large_state_comes_from_the_other_process_and_is_the_same(peer: 
             await peer.bridge.DeliverBatch(request, timeout=TIMEOUT_S)
     assert 4 * len(names) > SMALL
     header, sections = await state(peer)
+    assert isinstance(peer.server.rebuilder, RebuilderProcess)
     assert peer.server.rebuilder.pid is not None
     assert len([1 for kind, _, _ in sections if kind == "input"]) == 1_500
     assert (header.cursor, header.head) == (2_002, 2_002)
