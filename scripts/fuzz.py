@@ -20,12 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mobd_server.adapters.sql import migrate  # noqa: E402
-from mobd_server.adapters.sql.engine import database_url, open_engine  # noqa: E402
+from mobd_server.adapters.sql import migrate  # noqa: E402 behind the path that leads to it
+from mobd_server.adapters.sql.engine import database_url, open_engine  # noqa: E402 behind the path that leads to it
 from tests.fuzz.calls import case_from  # noqa: E402 behind the path that leads to it
-from tests.fuzz.session import SETTINGS, Report, Run  # noqa: E402
-from tests.support.postgres import Cluster  # noqa: E402
-from tests.support.served import Served  # noqa: E402
+from tests.fuzz.session import SETTINGS, Report, Run  # noqa: E402 behind the path that leads to it
+from tests.support.postgres import Cluster  # noqa: E402 behind the path that leads to it
+from tests.support.served import Served  # noqa: E402 behind the path that leads to it
 
 
 async def fuzz(arguments: argparse.Namespace, folder: Path, url: str | None) -> Report:

@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.checker.history import to_line  # noqa: E402 the path comes first
-from tests.simulation.plan import Step  # noqa: E402
-from tests.simulation.shrink import shrink  # noqa: E402
-from tests.simulation.storage import Backend  # noqa: E402
-from tests.simulation.world import Outcome, simulate  # noqa: E402
+from tests.simulation.plan import Step  # noqa: E402 behind the path that leads to it
+from tests.simulation.shrink import shrink  # noqa: E402 behind the path that leads to it
+from tests.simulation.storage import Backend  # noqa: E402 behind the path that leads to it
+from tests.simulation.world import Outcome, simulate  # noqa: E402 behind the path that leads to it
 
 # How many failing worlds are shrunk; the others are named.
 SHRUNK = 3

@@ -194,7 +194,7 @@ else:
     def __getattr__(name: str) -> str:
         if name == "__version__":
             # Reading the metadata takes longer than all of this package's own code: only who asks waits for it.
-            from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+            from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 only whoever asks pays for it
 
             try:
                 return version("mobd")

@@ -171,7 +171,7 @@ class AgentPeer:
         await ticks()
 
     async def hello(self, *held: str, mob_id: str = "m") -> "AgentPeer":
-        await self.say(f.Hello(mob_id, self.host_id, self.incarnation, held=list(held), **self._hello))  # type: ignore[arg-type]
+        await self.say(f.Hello(mob_id, self.host_id, self.incarnation, held=list(held), **self._hello))  # type: ignore[arg-type]  # of all types
         return self
 
     async def reconnect(self, *held: str) -> None:

@@ -302,7 +302,7 @@ class PoisonedWorld(HubWorld):
         inner, self.refused = self.writer.submit, 0
 
         def submit(group: list[Append], done: object) -> None:
-            inner(group, done)  # type: ignore[arg-type]
+            inner(group, done)  # type: ignore[arg-type]  # a double with what is used of it
             if any(poison in record.payload for append in group for record in append.records):
                 self.refused += 1
                 self.writer.fail("offender")
@@ -310,7 +310,7 @@ class PoisonedWorld(HubWorld):
                 self.writer.commit()
 
         self.writer.open = False
-        self.writer.submit = submit  # type: ignore[assignment,method-assign]
+        self.writer.submit = submit  # type: ignore[assignment,method-assign]  # in its place
 
 
 async def test_a_result_that_cannot_be_stored_fails_its_attempt_and_nothing_else() -> None:

@@ -151,4 +151,4 @@ async def test_a_hub_without_agents_plans_nothing_and_remembers_nobody() -> None
     assert world.hub.connections == 0
     assert agent.connectivity == "none"
     assert not world.hub.is_draining("m", agent.connection.attachment_id)
-    assert list(world.hub.connected("m")) == []  # type: ignore[call-overload]
+    assert list(world.hub.connected("m")) == []  # type: ignore[call-overload]  # a set, though nobody is promised one

@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # it has no stubs
 
 import mobd
 from mobd.v1 import agents_pb2, agents_pb2_grpc
@@ -296,7 +296,7 @@ class Peer:
 
 
 def _codec(service: str, name: str) -> tuple[Callable[[bytes], Any], Callable[[Any], bytes]]:
-    from google.protobuf import descriptor_pool, message_factory  # noqa: PLC0415
+    from google.protobuf import descriptor_pool, message_factory  # noqa: PLC0415 not with the oldest client
 
     method = descriptor_pool.Default().FindServiceByName(service).methods_by_name[name]
     request = message_factory.GetMessageClass(method.input_type)

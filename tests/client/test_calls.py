@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # it has no stubs
 from tests.client.peer import MOB, WAIT_S, Code, Peer, Refusal, Said, refusal
 
 import mobd
@@ -293,7 +293,7 @@ async def test_an_ask_that_nobody_acknowledged_says_so(peer: Peer) -> None:
 
 
 async def test_the_service_config_names_methods_that_exist(peer: Peer, said: Said) -> None:
-    from google.protobuf import descriptor_pool  # noqa: PLC0415
+    from google.protobuf import descriptor_pool  # noqa: PLC0415 not with the oldest client
 
     entries = json.loads(calls.service_config())["methodConfig"]
     for name in [name for entry in entries for name in entry["name"]]:

@@ -76,7 +76,7 @@ async def destroyed() -> tuple[World, OvertakenStore]:
 def readers(world: World) -> dict[str, Callable[[], Awaitable[Any]]]:
     """Return every way to read what only the log has."""
     events = Events(world.registry, world.publisher, world.store, world.clock)
-    bridge = Bridge(world.registry, world.publisher, world.store, world.hub, world.clock)  # type: ignore[arg-type]
+    bridge = Bridge(world.registry, world.publisher, world.store, world.hub, world.clock)  # type: ignore[arg-type]  # a double with what is used of it
     runs = Runs(world.registry, world.store)
     states = States(world.registry, world.store, InlineRebuilder(world.store))
 

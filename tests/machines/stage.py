@@ -197,7 +197,7 @@ class Stage:
         for input_id in input_ids:
             outcome = self.do(c.Deliver(member_id, input_id, text(words)))
         assert outcome is not None
-        return outcome  # type: ignore[no-any-return]
+        return outcome  # type: ignore[no-any-return]  # what the caller asked for
 
     def accepted(self, member_id: str, *input_ids: str) -> None:
         for input_id in input_ids:

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # it has no stubs
 from msgspec import Struct
 from tests.rpc.cases import full_path
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # it has no stubs
 
 from mobd.v1 import events_pb2, mobs_pb2, runs_pb2, server_pb2
 from mobd_server.actors.links import Call

@@ -114,7 +114,7 @@ def test_content_is_bounded_as_a_whole() -> None:
 def test_specs_are_bounded_as_a_whole() -> None:
     request = valid(next(method for method in METHODS if method.name == "SpawnMembers").input_type)
     for _ in range(100):
-        request.specs.add(member_id="a", role="a", context_json='"' + "x" * 60_000 + '"')  # type: ignore[attr-defined]
+        request.specs.add(member_id="a", role="a", context_json='"' + "x" * 60_000 + '"')  # type: ignore[attr-defined]  # one of two messages
     found = checker(request.DESCRIPTOR)(request)
     assert found
     assert (found[0].field, found[0].code) == ("specs", "TOO_LONG")

@@ -28,7 +28,7 @@ def events_of(world: World) -> Events:
 
 
 def bridge_of(world: World) -> Bridge:
-    return Bridge(world.registry, world.publisher, world.store, world.hub, world.clock)  # type: ignore[arg-type]
+    return Bridge(world.registry, world.publisher, world.store, world.hub, world.clock)  # type: ignore[arg-type]  # a double with what is used of it
 
 
 async def following(stream: AsyncIterator[T]) -> T:
@@ -63,7 +63,7 @@ async def test_a_silent_log_is_bookmarked_again_and_again() -> None:
         # Within the 10 seconds that the protocol promises.
         assert BOOKMARK_S < 10
         assert await soon(waiting) == Bookmark(3, 3, "log-1")
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
 
 
 async def test_bookmarks_pass_events_that_the_filter_leaves_out() -> None:
@@ -78,7 +78,7 @@ async def test_bookmarks_pass_events_that_the_filter_leaves_out() -> None:
     assert not waiting.done()
     world.clock.advance(BOOKMARK_S)
     assert await soon(waiting) == Bookmark(4, 4, "log-1")
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
 
 
 async def test_a_busy_log_is_bookmarked_too() -> None:
@@ -93,7 +93,7 @@ async def test_a_busy_log_is_bookmarked_too() -> None:
         assert [record.seq for record in part] == [4 + number]
         world.clock.advance(BOOKMARK_S)
         assert await following(stream) == Bookmark(4 + number, 4 + number, "log-1")
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
 
 
 async def test_a_log_that_can_not_be_applied_can_still_be_read() -> None:
@@ -171,7 +171,7 @@ async def test_an_agent_that_goes_away_changes_what_an_input_waits_for() -> None
     await soon(actor.ask(deliver("i2"), ANYBODY))
     stream = bridge_of(world).watch_input("m", "ada", "i2")
     assert (await following(stream)).waiting_reason == "an earlier run of the member is in flight"
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()  # type: ignore[attr-defined]  # a generator
     # Connections are no events: a watcher looks again by itself.
     await soon(actor.ask(c.StopMob(), ANYBODY))
     stream = bridge_of(world).watch_input("m", "ada", "i2")

@@ -1,6 +1,6 @@
 """The command line. Each command imports what it needs when it runs, so that all of them answer quickly."""
 
-# ruff: noqa: PLC0415
+# ruff: noqa: PLC0415 see above
 
 from importlib.metadata import version as version_of
 from pathlib import Path
