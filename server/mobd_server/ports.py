@@ -76,7 +76,7 @@ class Result(Struct, gc=False):
 
 
 class Writer(Protocol):
-    """Commits groups, one at a time, off the loop."""
+    """Commits groups, one at a time. What waits, for a disk, a lock or a network, does so off the loop."""
 
     def submit(self, group: Sequence[Append], done: Callable[[list[Result]], None]) -> None:
         """Commit `group` in one transaction and call `done` on the loop with one result for each append.

@@ -34,6 +34,17 @@ def test_only_what_begins_or_ends_inputs_is_kept() -> None:
     assert recent.find("log", [1]) is None
 
 
+def test_an_event_that_took_the_place_of_another_is_what_is_found_and_makes_room_once() -> None:
+    recent = Recent()
+    other = accepted(1, module.BYTES)
+    recent.keep("log", [accepted(1, module.BYTES)])
+    recent.keep("log", [other])
+    assert recent.find("log", [1]) == [other]
+    recent.keep("log", [accepted(2), accepted(3)])
+    assert recent.find("log", [1]) is None
+    assert recent.find("log", [2, 3]) is not None
+
+
 def test_the_oldest_make_room_when_there_are_too_many() -> None:
     recent = Recent()
     recent.keep("log", [accepted(seq) for seq in range(1, module.RECORDS + 2)])

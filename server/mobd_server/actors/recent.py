@@ -32,8 +32,13 @@ class Recent:
         for record in records:
             if type(record.event) in KEPT:
                 key = (log_id, record.seq)
+                # A store that was set back brings other events under the same numbers.
+                before = self._records.get(key)
+                if before is None:
+                    self._order.append(key)
+                else:
+                    self._bytes -= len(before.payload)
                 self._records[key] = record
-                self._order.append(key)
                 self._bytes += len(record.payload)
                 if len(self._order) > RECORDS or self._bytes > BYTES:
                     self._make_room()

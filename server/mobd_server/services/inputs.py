@@ -220,9 +220,10 @@ def _view(
 
 
 async def ended_views(store: Store, recent: Recent, log_id: str, ended: Sequence[Ended]) -> list[InputView]:
-    """Return what became of inputs of one mob that have ended, in the order of `ended`: read what is not recent."""
-    if not ended:
-        return []
+    """Return what became of inputs of one mob that have ended, at least one, in the order of `ended`.
+
+    What is not recent is read.
+    """
     seqs = sorted({seq for one in ended for seq in (one.seq, one.end_seq)})
     found = recent.find(log_id, seqs)
     if found is None:
