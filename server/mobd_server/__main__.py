@@ -10,6 +10,15 @@ from types import FrameType
 EXTRA = frozenset({"alembic", "grpc_health", "grpc_reflection", "msgspec", "psycopg", "pydantic", "pydantic_settings"})
 EXTRA |= {"sqlalchemy", "structlog", "typer", "yaml"}
 
+# What gRPC's core reads from the environment when it is loaded.
+GRPC = {
+    # It writes lines of its own about what is told in one of ours, such as a port that is taken.
+    "GRPC_VERBOSITY": "NONE",
+    # The server starts other programs and never forks otherwise. What gRPC would do in between to let a fork go on
+    # with its calls crashes one start in eight on uvloop, which starts them by an ordinary fork.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+}
+
 
 def _end(number: int, _: FrameType | None) -> None:
     """End in order; a server that has not begun to serve has done so as soon as it ends."""
@@ -24,8 +33,7 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"mobd {version('mobd')}")
         return
-    # gRPC writes lines of its own about what is told in one of ours, such as a port that is taken.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.environ.update({**GRPC, **os.environ})
     try:
         from mobd_server.cli import app  # noqa: PLC0415 it may not be there
 

@@ -216,7 +216,11 @@ class Stage(ABC):
 
     async def happened(self, count: int = 1) -> None:
         """Return when what the server was armed with has happened so often."""
-        await until(lambda: self.said().count("fault_happens") >= count, "what is armed to happen", RECOVERY_S)
+        what = "what is armed to happen"
+        try:
+            await until(lambda: self.said().count("fault_happens") >= count, what, RECOVERY_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said()[-4_000:]}") from error
 
     async def disarm(self) -> None:
         """Start the server anew without faults, killing it if it lives."""

@@ -116,6 +116,9 @@ class RebuilderProcess:
             process = self._process or await self._start(request)
             assert process.stdin is not None
             assert process.stdout is not None
+            if process.stdin.is_closing():
+                # To write would raise what no other loop than uvloop raises, and warn in one that does not.
+                raise BrokenPipeError("it does not read any more")
             process.stdin.write(_framed(msgspec.json.encode(request)))
             await process.stdin.drain()
             (length,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
