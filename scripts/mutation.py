@@ -4,10 +4,12 @@ mutmut makes the changes and runs the tests that reach them; `mutants.py` beside
 What survives must be listed with a reason in tests/mutation/survivors.toml: an unlisted survivor ends this with 1. To
 time out, or to be reached by no test, is to survive.
 
-    python scripts/mutation.py [--modules lanes,inbox] [--tests PATH ...] [--thorough] [--jobs 2] [--keep FOLDER]
+    python scripts/mutation.py [--modules lanes,inbox] [--tests PATH ...] [--thorough] [--jobs 2]
+        [--keep FOLDER [--again]]
 
 What is committed is what is tried. With `--keep` the copy stays, and a second run with it goes on where the first one
-ended.
+ended; with `--again` as well, the copy is brought to what is committed now, and what has survived in it is tried again,
+and what is new, and every change of a function that is no longer what it was.
 """
 
 import argparse
@@ -90,6 +92,28 @@ def copy_tree(folder: Path) -> None:
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
     (folder / "server").rename(folder / "src")
+
+
+def renew(folder: Path) -> None:
+    """Bring a copy to what is committed now, and forget all that was found out in it but what was killed.
+
+    mutmut itself forgets what it knows of a function that has changed.
+    """
+    mutants = folder / "mutants"
+    for one in (folder / "src", folder / "tests", mutants / "tests"):
+        shutil.rmtree(one)
+    copy_tree(folder)
+    # Which tests reach which function.
+    (mutants / "mutmut-stats.json").unlink(missing_ok=True)
+    for path in (mutants / "src").rglob("*"):
+        if path.suffix == ".meta" and (folder / path.with_suffix("").relative_to(mutants)).exists():
+            record: dict[str, Any] = json.loads(path.read_text())
+            codes = record["exit_code_by_key"]
+            for name, code in codes.items():
+                codes[name] = code if BY_CODE.get(code) == KILLED else None
+            path.write_text(json.dumps(record))
+        elif path.is_file():
+            path.unlink()
 
 
 def configure(folder: Path, modules: list[str], tests: list[str], patience: float, *, thorough: bool) -> None:
@@ -237,7 +261,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--patience", type=float, default=5.0, help="seconds that a mutant has beside what tests take")
     parser.add_argument("--keep", type=Path, help="work here, and go on with what is here")
+    parser.add_argument("--again", action="store_true", help="try what survived there again, and what has changed")
     options = parser.parse_args()
+    if options.again and options.keep is None:
+        parser.error("--again goes with --keep: there must be something that survived")
     modules = [one for one in options.modules.split(",") if one]
     for one in modules:
         if not (ROOT / "server/mobd_server/machines" / f"{one}.py").is_file():
@@ -247,6 +274,8 @@ def main() -> int:
         if not (folder / "src").exists():
             folder.mkdir(parents=True, exist_ok=True)
             copy_tree(folder)
+        elif options.again:
+            renew(folder)
         configure(folder, modules, options.tests, options.patience, thorough=options.thorough)
         run(folder, options.jobs)
         return report(folder)
