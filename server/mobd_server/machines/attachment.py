@@ -25,14 +25,13 @@ AGENTS: Final = 1_000
 # Members of an agent that is gone which are given to others in the same decision.
 MOVE_AT_ONCE: Final = 16
 
-Gone = Literal["detached", "lost", "superseded", "destroyed"]
+Gone = Literal["detached", "lost", "superseded"]
 
 # Why an agent is gone -> what that means for its runs.
 _CAUSES: Final[dict[Gone, Cause]] = {
     "detached": "released",
     "lost": "lost",
     "superseded": "lost",
-    "destroyed": "destroyed",
 }
 
 
@@ -213,7 +212,7 @@ def close_attachment(d: Draft, command: c.CloseAttachment) -> Done:
         return Done(False)
     members = [d.mob.members[member_id] for member_id in sorted(attachment.members)]
     close(d, attachment, command.reason, "its agent left" if command.reason == "detached" else "its agent was lost")
-    _move(d, members, attachment.attachment_id)
+    _move(d, members)
     return Done()
 
 
@@ -221,15 +220,15 @@ def close(d: Draft, attachment: Attachment, gone: Gone, why: str) -> None:
     """Settle the runs of an agent that is gone, take its members from it, and close it."""
     for run_id in list(attachment.runs):
         settle(d, d.mob.runs[run_id], _CAUSES[gone], why)
-    kind = e.ExecutorReleased if gone in ("detached", "destroyed") else e.ExecutorLost
+    kind = e.ExecutorReleased if gone == "detached" else e.ExecutorLost
     for member_id in sorted(attachment.members):
         fence = attachment.members[member_id]
         d.emit(kind(member_id, attachment.attachment_id, fence, why), member_id)
     d.emit(e.AttachmentClosed(attachment.attachment_id, gone))
 
 
-def _move(d: Draft, members: list[Member], avoid: str) -> None:
-    """Give members that lost their agent to others: those with work now, the rest in the next decision."""
+def _move(d: Draft, members: list[Member], avoid: str | None = None) -> None:
+    """Give members that lost their agent to others than `avoid`: those with work now, the rest in the next decision."""
     left = MOVE_AT_ONCE
     for member in members:
         if member.listed == "waiting" and left > 0:

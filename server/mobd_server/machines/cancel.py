@@ -62,7 +62,7 @@ def interrupt(d: Draft, command: c.Interrupt) -> CancelAnswer:
         return CancelAnswer("already_terminal", command.run_id)
     if member.run_id is None:
         return CancelAnswer("already_terminal" if bridge_terminal(member.state) else "nothing_to_interrupt")
-    request(d, d.mob.runs[member.run_id], hard=False, reason=command.reason)
+    request(d, d.mob.runs[member.run_id], reason=command.reason)
     return CancelAnswer("requested", member.run_id)
 
 
@@ -76,7 +76,9 @@ def hard_cancel(d: Draft, command: c.HardCancel) -> CancelAnswer:
     return CancelAnswer("requested", command.run_id)
 
 
-def request(d: Draft, run: Run, *, hard: bool, reason: str, by: CancelledBy = "caller", deadline: int = 0) -> None:
+def request(
+    d: Draft, run: Run, *, reason: str, hard: bool = False, by: CancelledBy = "caller", deadline: int = 0
+) -> None:
     """Request that a run ends; nothing new if as much was requested by the same side already.
 
     `deadline` is when a deadline takes its next step. A caller's request stays the caller's when a deadline joins it.

@@ -20,7 +20,7 @@ from mobd_server.machines.draft import Draft
 from mobd_server.machines.keys import Dedupe, content_hash
 from mobd_server.machines.keys import input_key as input_key
 from mobd_server.machines.lanes import add, count_waiting, take_one, waiting
-from mobd_server.machines.member import accepts_inputs, relist, set_timer
+from mobd_server.machines.member import accepts_inputs, relist, set_timer, unlist
 from mobd_server.machines.policy import drives, mode_invalid, policy_of, shared, stamp_of
 from mobd_server.machines.records import Record
 from mobd_server.machines.sharing import serve_work
@@ -35,6 +35,8 @@ DEDUPE_US: Final = 24 * 3600 * 1_000_000
 # Keys that one input may push out; what is left goes with the next.
 FORGET_AT_ONCE: Final = 64
 QUEUE_FULL_RETRY_MS: Final = 1_000
+# Later than every time that is ever compared with it.
+AGELESS: Final = 1 << 63
 
 
 def deliver(d: Draft, command: c.Deliver) -> Delivered:
@@ -142,7 +144,7 @@ def _replaced(member: Member, kind: Kind, key: str | None) -> Input | None:
 
 def _seen(seen: Dedupe, command: c.Deliver) -> Delivered:
     if seen.content_hash == content_hash(bytes(command.content)):
-        return Deduplicated(seen.canonical_input_id, seen.end_seq > 0)
+        return Deduplicated(seen.canonical_input_id, seen.end_seq != 0)
     return Rejected(
         "content_conflict",
         f"input_id '{command.input_id}' was delivered with other content: use a new input_id for new content",
@@ -187,7 +189,7 @@ def minted_at(input_id: str) -> int:
             return int(input_id[:8] + input_id[9:13], 16) * 1_000
         except ValueError:
             pass
-    return 1 << 63
+    return AGELESS
 
 
 def _forgets(member: Member, now: int) -> list[str] | None:
@@ -262,9 +264,9 @@ def abandoned(mob: Mob, undo: Undo, record: Record, event: e.InputAbandoned) -> 
     member.queue = member.steer = None
     member.queue_bytes = 0
     # Nothing is left to be drained, or to be tried again.
-    set_timer(mob, undo, "drain", member.member_id, member.drain_until, 0)
-    set_timer(mob, undo, "retry", member.member_id, member.retry_at, 0)
+    set_timer(mob, undo, "drain", member.member_id, member.drain_until)
+    set_timer(mob, undo, "retry", member.member_id, member.retry_at)
     member.drain_until = member.retry_at = 0
     for one in given_up:
         end_input(undo, member, one.key, record)
-    relist(mob, undo, member, record.seq)
+    unlist(mob, undo, member)

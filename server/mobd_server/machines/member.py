@@ -96,7 +96,7 @@ def relist(mob: Mob, undo: Undo, member: Member, seq: int) -> None:
         insert_sorted(undo, mob.attachments[member.executor.attachment_id].ready, entry)
 
 
-def set_timer(mob: Mob, undo: Undo, what: Due, name: str, before: int, after: int) -> None:
+def set_timer(mob: Mob, undo: Undo, what: Due, name: str, before: int, after: int = 0) -> None:
     """Move what the clock is looked at for from one time to another (µs); 0 is never."""
     if before == after:
         return

@@ -141,25 +141,17 @@ def place(d: Draft, member: Member, avoid: str | None = None) -> bool:
 
 def make_room(d: Draft, full: list[Attachment]) -> Attachment | None:
     """Send the member away that has been idle longest; return its agent."""
-    best: tuple[int, str] | None = None
-    for attachment in full:
-        for member_id in attachment.members:
-            member = d.mob.members[member_id]
-            if is_idle(member) and (best is None or (member.active_seq, member_id) < best):
-                best = (member.active_seq, member_id)
-    if best is None:
+    idle = _idle_members(d.mob, full)
+    if not idle or idle[-1].executor is None:
         return None
-    member = d.mob.members[best[1]]
-    if member.executor is None:
-        return None
-    attachment = d.mob.attachments[member.executor.attachment_id]
-    release(d, member, "its place is needed for a member with work")
+    attachment = d.mob.attachments[idle[-1].executor.attachment_id]
+    release(d, idle[-1], "its place is needed for a member with work")
     return attachment
 
 
-def _idle_members(mob: Mob, attachment: Attachment) -> list[Member]:
-    """Return the members of an agent that have nothing to do, the one that was idle longest last."""
-    idle = [member for member_id in attachment.members if is_idle(member := mob.members[member_id])]
+def _idle_members(mob: Mob, agents: list[Attachment]) -> list[Member]:
+    """Return the members of agents that have nothing to do, the one that was idle longest last."""
+    idle = [member for one in agents for member_id in one.members if is_idle(member := mob.members[member_id])]
     idle.sort(key=lambda member: (member.active_seq, member.member_id), reverse=True)
     return idle
 
@@ -214,7 +206,7 @@ def release(d: Draft, member: Member, reason: str) -> None:
 def reuse(d: Draft, attachment: Attachment, avoid: str | None = None) -> None:
     """After a member left an agent: run what is ready there, and ask it to serve another that waits, not `avoid`."""
     dispatch(d, attachment)
-    if not d.is_connected(attachment.attachment_id) or len(attachment.members) >= attachment.max_members:
+    if not d.is_connected(attachment.attachment_id):
         return
     waiting = next_waiting(d.mob, attachment, avoid=avoid)
     if waiting is not None:
@@ -256,7 +248,7 @@ def fill(d: Draft, attachment: Attachment, free: list[Member]) -> None:
             return
         if len(attachment.members) >= attachment.max_members:
             if idle is None:
-                idle = _idle_members(d.mob, attachment)
+                idle = _idle_members(d.mob, [attachment])
             if not idle:
                 return
             release(d, idle.pop(), "its place is needed for a member with work")
@@ -280,7 +272,7 @@ def assigned(mob: Mob, undo: Undo, record: Record, event: e.ExecutorAssigned) ->
     undo.touch(mob)
     mob.fences = event.executor_fence
     unlist(mob, undo, member)
-    set_timer(mob, undo, "drain", member.member_id, member.drain_until, 0)
+    set_timer(mob, undo, "drain", member.member_id, member.drain_until)
     member.drain_until = 0
     member.executor = Executor(event.attachment_id, event.executor_fence)
     undo.put(mob.attachments[event.attachment_id].members, member.member_id, event.executor_fence)

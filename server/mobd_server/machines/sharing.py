@@ -20,6 +20,7 @@ from mobd_server.machines.placement import (
     next_waiting,
     place,
     release,
+    reuse,
     serves,
 )
 from mobd_server.machines.state import Attachment, Member
@@ -146,7 +147,4 @@ def _move(d: Draft, member: Member, here: Attachment, there: Attachment) -> None
     release(d, member, REASON)
     assign_to(d, member, there)
     # Its place is free, and if it was to be alone those behind it may run.
-    dispatch(d, here)
-    waiting = next_waiting(d.mob, here) if len(here.members) < here.max_members else None
-    if waiting is not None:
-        assign_to(d, waiting, here)
+    reuse(d, here)

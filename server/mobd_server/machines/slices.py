@@ -11,7 +11,6 @@ from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.admission import require_admitted
 from mobd_server.machines.answers import Again, DestroyAnswer, Done, EndStream, MemberOutcome, MobReport
-from mobd_server.machines.attachment import close
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.lifecycle import require_phase
 from mobd_server.machines.mob import fields
@@ -133,7 +132,7 @@ def _destroy_some(d: Draft) -> bool:
     for attachment in list(mob.attachments.values()):
         if _full(d):
             return False
-        close(d, attachment, "destroyed", WHY)
+        d.emit(e.AttachmentClosed(attachment.attachment_id, "destroyed"))
         d.react(EndStream(attachment.attachment_id, "revoked", f"mob '{mob.mob_id}' is destroyed"))
     members = len(mob.members)
     d.emit(e.MobDestroyed(members, sum(member.inputs_abandoned for member in mob.members.values())))

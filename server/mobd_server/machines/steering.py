@@ -8,7 +8,6 @@ from mobd_server.machines import events as e
 from mobd_server.machines.answers import SendSteer
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.lanes import steerable, take
-from mobd_server.machines.member import relist
 from mobd_server.machines.placement import run_inputs
 from mobd_server.machines.records import Record
 from mobd_server.machines.state import Mob, Run
@@ -73,4 +72,3 @@ def steered(mob: Mob, undo: Undo, record: Record, event: e.RunSteered) -> None:
     # New lists: what the run held before may still be read by what was released for it.
     run.steered = [*(run.steered or ()), *taken]
     run.steered_attempts = [*(run.steered_attempts or ()), *event.attempts]
-    relist(mob, undo, member, record.seq)
