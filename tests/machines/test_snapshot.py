@@ -116,33 +116,80 @@ def test_a_large_state_is_read_in_pieces_and_every_line_is_one() -> None:
     assert decode(text) == author.mob
 
 
+def receipt(letter: str, size: int) -> dict[str, bytes]:
+    """Return a receipt that is so many bytes long in a text, with its name, which is that letter a few times."""
+    # What is around name and value; three bytes are four letters there.
+    fours, more = divmod(size - len('"?":""'), 4)
+    return {letter * (1 + more): bytes(3 * fours)}
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("sizes", "pieces"),
     [
-        "",
-        "{",
-        "[]",
-        "[\n]",
-        "[\n\n]",
-        '{"mob_id":"m"}',
-        '[\n{"mob_id":1}\n]',
-        '[\n{"mob_id":"m"},\n{"members":[]}\n]',
-        '[\n{"mob_id":"m"},\n]',
-        '[\n{"mob_id":"m"}',
-        '"\ud800"',
-        b'[\n{"mob_id":"\xff"}\n]',
+        ({}, []),
+        ({"a": 20}, ["a"]),
+        ({"a": PIECE_BYTES, "b": 20}, ["a", "b"]),
+        ({"a": PIECE_BYTES + 4, "b": PIECE_BYTES + 4}, ["a", "b"]),
+        ({"a": PIECE_BYTES - 20, "b": 20, "c": 20}, ["ab", "c"]),
+        # One byte is missing: the next entry belongs to the piece.
+        ({"a": PIECE_BYTES - 20, "b": 19, "c": 20, "d": 20}, ["abc", "d"]),
+        ({"a": PIECE_BYTES, "b": PIECE_BYTES - 20, "c": 19, "d": 20, "e": 20}, ["a", "bcd", "e"]),
     ],
 )
-def test_what_is_no_snapshot_is_named(text: str | bytes) -> None:
-    with pytest.raises(SnapshotUnusable):
+def test_a_piece_ends_with_the_entry_with_which_it_is_long_enough(sizes: dict[str, int], pieces: list[str]) -> None:
+    mob = Mob("m")
+    # In whatever order they came.
+    for letter, size in reversed(sizes.items()):
+        mob.receipts |= receipt(letter, size)
+    text = take(mob)
+    assert ["".join(name[0] for name in piece["receipts"]) for piece in msgspec.json.decode(text)[1:]] == pieces
+    assert len(text.split(b"\n")) == 3 + len(pieces)
+
+
+TRUNCATED = "Input data was truncated"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it is no list of pieces"),
+        ("{", "it is no list of pieces"),
+        ("[]", "it is no list of pieces"),
+        ('{"mob_id":"m"}', "it is no list of pieces"),
+        ('[\n{"mob_id":"m"}', "it is no list of pieces"),
+        ('{"mob_id":"m"}\n]', "it is no list of pieces"),
+        ("[\n]", TRUNCATED),
+        ("[\n\n]", TRUNCATED),
+        ('[\n{"mob_id":"m"},\n]', "JSON is malformed: trailing characters (byte 15)"),
+        ('[\n{"mob_id":"m"},\n\n]', TRUNCATED),
+        ('[\n{"mob_id":"m"},\n{}\n\n]', TRUNCATED),
+        ('[\n{"mob_id":1}\n]', "Expected `str`, got `int` - at `$.mob_id`"),
+        ('[\n{"mob_id":"m"},\n{"members":[]}\n]', "Expected `object`, got `array` - at `$.members`"),
+        ('"\ud800"', "it is no list of pieces"),
+        (
+            '[\n{"mob_id":"\ud800"}\n]',
+            "'utf-8' codec can't encode character '\\ud800' in position 11: surrogates not allowed",
+        ),
+        (b'[\n{"mob_id":"\xff"}\n]', "'utf-8' codec can't decode byte 0xff in position 13: invalid start byte"),
+    ],
+)
+def test_what_is_no_snapshot_is_named(text: str | bytes, why: str) -> None:
+    with pytest.raises(SnapshotUnusable) as unusable:
         decode(text)
+    assert str(unusable.value) == why
 
 
 def test_a_state_that_does_not_come_back_is_not_taken() -> None:
-    mob = Mob("m")
+    mob = Mob("m", head=7)
     mob.labels = {"a": 1}  # type: ignore[dict-item]  # what a bug would do
-    with pytest.raises(SnapshotUnusable):
+    with pytest.raises(SnapshotUnusable) as unusable:
         take(mob)
+    assert str(unusable.value) == "Expected `str`, got `int` - at `$.labels[...]`"
+    mob.labels = {}
+    mob.superseded = [["h", "1"]]  # type: ignore[list-item]  # another one
+    with pytest.raises(SnapshotUnusable) as unusable:
+        take(mob)
+    assert str(unusable.value) == "the state of mob 'm' at 7 does not come back as it was"
 
 
 def test_the_sections_of_a_state_are_those_of_its_snapshot() -> None:

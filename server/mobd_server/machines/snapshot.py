@@ -6,17 +6,16 @@ pieces that are each read in about a millisecond, so that whoever reads one can 
 changes with every change of `Mob` that an old text would be read wrongly by.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
-from types import NoneType, UnionType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Final
 
 import msgspec
-from msgspec import Raw, Struct
-from msgspec.structs import force_setattr
+from msgspec import Struct
 
 from mobd_server.machines.interning import Sharing
-from mobd_server.machines.state import NOTHING, Former, Ledger, Member, Mob, Operation
+from mobd_server.machines.settling import Settle, settler
+from mobd_server.machines.state import Former, Ledger, Member, Mob, Operation
 
 FORMAT: Final = 2
 # A piece ends with the entry with which it is so long, in bytes.
@@ -39,8 +38,6 @@ class Piece(Struct, omit_defaults=True):
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 _decode_mob: Final = msgspec.json.Decoder(Mob).decode
 _decode_piece: Final = msgspec.json.Decoder(Piece).decode
-
-Settle = Callable[[Any], Any]
 
 
 class SnapshotUnusable(Exception):
@@ -140,68 +137,13 @@ def superfluous(seqs: Sequence[int], spacing: int) -> list[int]:
     # The log's beginning needs no snapshot.
     older = 0
     for seq, younger in pairwise(seqs[:-1]):
-        if younger - older <= max(spacing, (seqs[-1] - older) // 2):
+        if younger - older <= max(spacing, (seqs[-1] - older) / 2):
             dropped.append(seq)
         else:
             older = seq
     return dropped
 
 
-def _raw(value: Raw) -> Raw:
-    # What was decoded is a view that would keep the whole text; what was left out is told by its identity.
-    return value if value is NOTHING else value.copy()
-
-
-def _settler(kind: Any, known: dict[Any, Settle | None]) -> Settle | None:
-    """Return what makes a decoded value of a type independent of the text; None if it is so already."""
-    if kind is Raw:
-        return _raw
-    if isinstance(kind, type) and issubclass(kind, Struct):
-        if kind not in known:
-            known[kind] = None
-            known[kind] = _of_struct(kind, known)
-        return known[kind]
-    inner = [_settler(part, known) for part in get_args(kind) if part is not NoneType]
-    settle = next((one for one in inner if one is not None), None)
-    if settle is None:
-        return None
-    origin = get_origin(kind)
-    if origin is dict:
-        return lambda value: _each(value, value.items(), settle)
-    if origin is list:
-        return lambda value: _each(value, enumerate(value), settle)
-    if origin is UnionType and len(inner) == 1:
-        return lambda value: value if value is None else settle(value)
-    raise TypeError(f"{kind} can't be a part of the state: it holds JSON in a place that snapshots do not know")
-
-
-def _each(container: Any, items: Iterable[tuple[Any, Any]], settle: Settle) -> Any:
-    # Only places that are there already are written.
-    for key, value in items:
-        settled = settle(value)
-        if settled is not value:
-            container[key] = settled
-    return container
-
-
-def _of_struct(kind: type[Struct], known: dict[Any, Settle | None]) -> Settle | None:
-    hints = get_type_hints(kind)
-    fields = [(name, one) for name in kind.__struct_fields__ if (one := _settler(hints[name], known)) is not None]
-
-    def settle(value: Struct) -> Struct:
-        for name, one in fields:
-            before = getattr(value, name)
-            # As nearly all of them are.
-            if before is NOTHING or before is None:
-                continue
-            after = one(before)
-            if after is not before:
-                force_setattr(value, name, after)
-        return value
-
-    return settle if fields else None
-
-
 _CONTAINERS: Final = Piece.__struct_fields__
-_SETTLE_MOB: Final[Settle] = _settler(Mob, {}) or (lambda value: value)
-_SETTLE_PIECE: Final[Settle] = _settler(Piece, {}) or (lambda value: value)
+_SETTLE_MOB: Final[Settle] = settler(Mob) or (lambda value: value)
+_SETTLE_PIECE: Final[Settle] = settler(Piece) or (lambda value: value)
