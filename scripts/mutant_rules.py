@@ -43,7 +43,7 @@ TABLES: Final[dict[tuple[str, str], tuple[str, ...]]] = {
 RELEASED: Final = "while waiting and waiting[0][0] <= confirmed:"
 HELD: Final = "if len(self._waiting) == 1 and self.mob.head == self.confirmed and not self._due:"
 LOST: Final = " or not d.is_connected(attachment.attachment_id):\n        return\n    while"
-WON: Final = "AND epoch = ? AND head = ?"
+WON: Final = "AND log_id = ? AND epoch = ? AND head = ?"
 
 # The rules that are no rows of a table: the tests that hold them, the file, and name, text, text without the rule.
 CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
@@ -357,18 +357,21 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
         STORES,
         MEMORY,
         [
-            ("append: epoch, memory", "log.epoch != append.epoch or ", ""),
-            ("append: head, memory", " or log.head != append.base", ""),
+            ("append: log, memory", "(append.log_id, append.epoch,", "(log.row.log_id, append.epoch,"),
+            ("append: epoch, memory", "append.epoch, append.base):", "log.epoch, append.base):"),
+            ("append: head, memory", "append.epoch, append.base):", "append.epoch, log.head):"),
         ],
     ),
     (
         STORES,
         LANES,
         [
-            ("append: epoch, SQLite", WON, "AND (epoch = ? OR 1) AND head = ?"),
-            ("append: head, SQLite", WON, "AND epoch = ? AND (head = ? OR 1)"),
+            ("append: log, SQLite", WON, "AND (log_id = ? OR 1) AND epoch = ? AND head = ?"),
+            ("append: epoch, SQLite", WON, "AND log_id = ? AND (epoch = ? OR 1) AND head = ?"),
+            ("append: head, SQLite", WON, "AND log_id = ? AND epoch = ? AND (head = ? OR 1)"),
+            ("append: log, PostgreSQL", " AND mobs.log_id = v.log_id AND mobs.epoch", " AND mobs.epoch"),
             ("append: epoch, PostgreSQL", " AND mobs.epoch = v.epoch AND mobs.head", " AND mobs.head"),
-            ("append: head, PostgreSQL", " AND mobs.head = v.base RETURNING", " RETURNING"),
+            ("append: head, PostgreSQL", " AND mobs.head = v.base\"", "\""),
         ],
     ),
 ]

@@ -66,7 +66,7 @@ def append(mob_id: str, base: int, rows: int) -> Append:
         Record(base + i + 1, 0, MobStarted.kind, 1, None, None, None, None, None, "", None, "{}", MobStarted())
         for i in range(rows)
     ]
-    return Append(mob_id, 1, base, records, "running", None)
+    return Append(mob_id, f"log-{mob_id}", 1, base, records, "running", None)
 
 
 async def tick() -> None:

@@ -71,7 +71,7 @@ async def spoil(world: World, mob_id: str) -> None:
         event,
     )
     world.hold()
-    world.journal.submit(Append(mob_id, actor.epoch, actor.confirmed, [record], "running", None), actor)
+    world.journal.submit(Append(mob_id, actor.log_id, actor.epoch, actor.confirmed, [record], "running", None), actor)
     await ticks()
     world.registry.evict(actor)
     world.writer.commit()

@@ -262,7 +262,7 @@ class Bench:
                 Record(self.head + n, 0, MobStarted.kind, 1, None, None, None, None, None, "", None, "{}", MobStarted())
                 for n in range(1, rows + 1)
             ]
-            self.journal.submit(Append("m", 1, self.head, records, "running", None), Owner())
+            self.journal.submit(Append("m", "log-m", 1, self.head, records, "running", None), Owner())
             self.head += rows
 
     def found(self) -> Scrape:

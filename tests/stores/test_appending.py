@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 from tests.stores.conftest import Backend
-from tests.support.authors import Author
+from tests.support.authors import DEFINITION, Author
 
 from mobd_server.machines import commands as c
 from mobd_server.machines.decision import fold, new_mob
@@ -44,6 +44,23 @@ async def test_the_next_incarnation_goes_on_where_the_log_ends(backend: Backend)
     await backend.store.acquire("m")
     author.epoch = 2
     assert await backend.fates(author.deliver("a", "next")) == ["committed"]
+
+
+async def test_who_knew_a_deleted_mob_writes_nothing_to_the_next_one_of_its_name(backend: Backend) -> None:
+    old, new = Author("m"), Author("m")
+    assert set(await backend.fates(*old.create("a"))) == {"committed"}
+    # All that tells the two apart is the log: epochs and heads are the same.
+    await backend.store.destroy_unreadable("m")
+    await backend.store.mark_deleting("m")
+    await backend.store.delete_rows("m")
+    created = new.append(c.CreateMob(DEFINITION, {}, "log-new"))
+    spawned = new.append(c.SpawnMember(c.MemberSpec("b", "analyst")))
+    assert set(await backend.fates(created, spawned)) == {"committed"}
+    assert (old.epoch, old.mob.head) == (new.epoch, new.mob.head)
+    late = old.deliver("a", "late")
+    assert await backend.fates(late) == ["fenced"]
+    assert await backend.fates(late, new.deliver("b", "first")) == ["fenced", "committed"]
+    assert _state(await folded(backend, "m")) == _state(new.mob)
 
 
 async def test_an_append_at_another_head_is_fenced(backend: Backend) -> None:

@@ -285,7 +285,7 @@ async def test_a_takeover_waits_for_a_transaction_in_doubt(sql: Backend) -> None
     await sql.fates(*author.create("a"))
     delivery = author.deliver("a", "in doubt")
     lane = lane_for(sql.engine)
-    lane.append([Span("m", 1, delivery.base, delivery.base + 1, [delivery], [0])])
+    lane.append([Span("m", "log-m", 1, delivery.base, delivery.base + 1, [delivery], [0])])
     takeover = asyncio.ensure_future(sql.store.acquire("m"))
     await asyncio.wait([takeover], timeout=0.3)
     assert not takeover.done()

@@ -5,11 +5,13 @@ import math
 
 import pytest
 from msgspec import structs
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import OperationalError
 from tests.stores.conftest import WAIT_S, Backend
 from tests.support.authors import BEGIN, Author
 
 from mobd_server.actors.loading import rebuild
+from mobd_server.adapters.sql import purge
 from mobd_server.adapters.sql.tables import METADATA
 from mobd_server.errors import CursorAhead, InvalidTransition, MobNotFound
 from mobd_server.machines import commands as c
@@ -202,7 +204,7 @@ async def test_an_incarnation_that_is_deleted_appends_no_more(backend: Backend) 
     author = await _destroyed(backend)
     head = author.mob.head
     (record,) = await backend.store.read_events("m", head - 1, 1)
-    late = Append("m", author.epoch, head, [structs.replace(record, seq=head + 1)], "running", None)
+    late = Append("m", "log-m", author.epoch, head, [structs.replace(record, seq=head + 1)], "running", None)
     await backend.store.mark_deleting("m")
     assert await backend.fates(late) == ["fenced"]
 
@@ -234,3 +236,19 @@ async def test_many_rows_are_deleted_in_slices_between_which_others_append(sql: 
         appended += 1
     await deleting
     assert await sql.store.deleting() == []
+
+
+async def test_while_rows_of_a_mob_are_deleted_nobody_else_can_free_its_name(sql: Backend) -> None:
+    if sql.store.name != "postgresql":
+        pytest.skip("SQLite locks no rows")
+    await _destroyed(sql)
+    await sql.store.mark_deleting("m")
+    assert sql.engine is not None
+    writes = sql.engine.execution_options(writes=True)
+    with writes.connect() as first, writes.connect() as second:
+        assert purge.slice_of(first, "m")
+        second.execute(text("SET lock_timeout = '100ms'"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            second.execute(text("DELETE FROM mobs WHERE mob_id = 'm'"))
+        first.rollback()
+        second.rollback()

@@ -86,7 +86,7 @@ async def test_a_mob_that_somebody_else_holds_is_left_out_and_nobody_waits(sql: 
     assert sql.engine is not None
     delivery = found["m"].deliver("a", "in doubt")
     lane = lane_for(sql.engine)
-    lane.append([Span("m", 1, delivery.base, delivery.base + 1, [delivery], [0])])
+    lane.append([Span("m", "log-m", 1, delivery.base, delivery.base + 1, [delivery], [0])])
     async with asyncio.timeout(3):
         assert set(await sql.store.acquire_many(["m", "n"])) == {"n"}
     lane.commit()

@@ -228,6 +228,7 @@ def _append(draft: Draft, answer: Answer, epoch: int) -> Append | None:
         _remember(state, draft.undo, last)
     return Append(
         state.mob_id,
+        state.log_id,
         epoch,
         draft.base,
         records,

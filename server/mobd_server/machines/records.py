@@ -99,6 +99,8 @@ class Append(Struct, gc=False):
     """What one decision appends: events `base + 1 … base + len(records)` and their projections."""
 
     mob_id: str
+    # A mob that was deleted and made again has another log, whose epochs begin anew.
+    log_id: str
     epoch: int
     base: int
     records: list[Record]

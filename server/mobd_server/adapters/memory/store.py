@@ -294,9 +294,9 @@ class MemoryWriter:
 
     def _write(self, group: Sequence[Append]) -> list[Result]:
         results: list[Result] = []
-        failed: dict[tuple[str, int], Result] = {}
+        failed: dict[tuple[str, str, int], Result] = {}
         for append in group:
-            incarnation = (append.mob_id, append.epoch)
+            incarnation = (append.mob_id, append.log_id, append.epoch)
             result = failed.get(incarnation) or self._one(append)
             if result.fate != "committed":
                 later = "fenced" if result.fate == "fenced" else "dropped"
@@ -313,7 +313,7 @@ class MemoryWriter:
             if log is not None:
                 return Result("fenced", "the mob exists")
             log = logs[append.mob_id] = Log(append.create, append.epoch, 0, "", None, [], {}, {}, {}, {}, {})
-        if log is None or log.epoch != append.epoch or log.head != append.base:
+        if log is None or (log.row.log_id, log.epoch, log.head) != (append.log_id, append.epoch, append.base):
             return Result("fenced", "another incarnation owns the mob")
         log.records.extend(append.records)
         log.head += len(append.records)

@@ -100,8 +100,9 @@ class SqliteLane:
                 cursor.execute(_insert("mobs", MOB_COLUMNS, 1) + " ON CONFLICT (mob_id) DO NOTHING", mob_row(span))
             else:
                 cursor.execute(
-                    "UPDATE mobs SET head = ?, phase = ?, wake_at = ? WHERE mob_id = ? AND epoch = ? AND head = ?",
-                    (span.head, last.phase, last.wake_at, span.mob_id, span.epoch, span.base),
+                    "UPDATE mobs SET head = ?, phase = ?, wake_at = ?"
+                    " WHERE mob_id = ? AND log_id = ? AND epoch = ? AND head = ?",
+                    (span.head, last.phase, last.wake_at, span.mob_id, span.log_id, span.epoch, span.base),
                 )
             if cursor.rowcount == 1:
                 won.append(span)
@@ -204,16 +205,18 @@ _OPERATIONS: Final = tuple(
 
 # Every name in these texts is one of ours; values are bound.
 _APPEND: Final = (
-    "WITH v AS (SELECT * FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::text[], %b::int8[])"
-    " AS v(mob_id, epoch, base, head, phase, wake_at)),"
+    "WITH v AS (SELECT * FROM"
+    " unnest(%b::int8[], %b::text[], %b::text[], %b::int8[], %b::int8[], %b::int8[], %b::text[], %b::int8[])"
+    " AS v(place, mob_id, log_id, epoch, base, head, phase, wake_at)),"
     " u AS (UPDATE mobs SET head = v.head, phase = v.phase, wake_at = v.wake_at FROM v"
-    " WHERE mobs.mob_id = v.mob_id AND mobs.epoch = v.epoch AND mobs.head = v.base RETURNING mobs.mob_id, mobs.epoch),"
+    " WHERE mobs.mob_id = v.mob_id AND mobs.log_id = v.log_id AND mobs.epoch = v.epoch AND mobs.head = v.base"
+    " RETURNING v.place),"
     f" i AS (INSERT INTO events ({','.join(EVENT_COLUMNS)})"
     f" SELECT {','.join('e.' + name for name in EVENT_COLUMNS)}"
     f" FROM unnest(%b::int8[], {','.join(f'%b::{kind}[]' for _, kind in _EVENTS)})"
-    f" AS e(epoch, {','.join(EVENT_COLUMNS)})"
-    " JOIN u ON u.mob_id = e.mob_id AND u.epoch = e.epoch)"
-    " SELECT mob_id, epoch FROM u"
+    f" AS e(place, {','.join(EVENT_COLUMNS)})"
+    " JOIN u ON u.place = e.place)"
+    " SELECT place FROM u"
 ).encode()
 _CREATE: Final = (
     f"INSERT INTO mobs ({','.join(MOB_COLUMNS)}) VALUES ({','.join(['%s'] * len(MOB_COLUMNS))})"
@@ -265,18 +268,17 @@ class PostgresLane:
 
     def _move(self, spans: "Sequence[Span]", places: list[int]) -> set[int]:
         heads = [
-            (s.mob_id, s.epoch, s.base, s.head, s.appends[-1].phase, s.appends[-1].wake_at)
-            for s in (spans[at] for at in places)
+            (at, s.mob_id, s.log_id, s.epoch, s.base, s.head, s.appends[-1].phase, s.appends[-1].wake_at)
+            for at, s in ((at, spans[at]) for at in places)
         ]
-        rows, epochs = [], []
+        rows, owners = [], []
         for at in places:
             new = event_rows(spans[at].appends)
             rows.extend(new)
-            epochs.extend([spans[at].epoch] * len(new))
-        binds = [*map(list, zip(*heads, strict=True)), epochs, *map(list, zip(*rows, strict=True))]
+            owners.extend([at] * len(new))
+        binds = [*map(list, zip(*heads, strict=True)), owners, *map(list, zip(*rows, strict=True))]
         self._cursor.execute(_APPEND, binds, prepare=True)
-        won = set(self._cursor.fetchall())
-        return {at for at in places if (spans[at].mob_id, spans[at].epoch) not in won}
+        return set(places) - {place for (place,) in self._cursor.fetchall()}
 
     def _arrays(self, statement: bytes, rows: list[tuple[Any, ...]]) -> None:
         if rows:

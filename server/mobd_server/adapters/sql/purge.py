@@ -44,7 +44,8 @@ def destroy(connection: Connection, mob_id: str) -> None:
 
 def slice_of(connection: Connection, mob_id: str) -> bool:
     """Delete some rows of a marked mob; return whether there may be more."""
-    if connection.execute(select(mobs.c.phase).where(mobs.c.mob_id == mob_id)).scalar() != DELETING:
+    # Held until the commit: the server of a deletion that stood still must not delete what has the name by then.
+    if connection.execute(select(mobs.c.phase).where(mobs.c.mob_id == mob_id).with_for_update()).scalar() != DELETING:
         return False
     for table, key, count in _PARTS:
         column = table.c[key]

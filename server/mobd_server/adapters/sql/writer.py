@@ -41,6 +41,7 @@ class Span(Struct, gc=False):
     """Consecutive appends of one incarnation: one head, one fate."""
 
     mob_id: str
+    log_id: str
     epoch: int
     base: int
     head: int
@@ -61,13 +62,13 @@ class Begun(Struct):
 def spans_of(group: Sequence[Append], places: Sequence[int]) -> list[Span]:
     """Merge what belongs together, sorted by mob so that two writers lock rows in one order."""
     spans: list[Span] = []
-    newest: dict[tuple[str, int], Span] = {}
+    newest: dict[tuple[str, str, int], Span] = {}
     for place in places:
         append = group[place]
-        span = newest.get((append.mob_id, append.epoch))
+        span = newest.get((append.mob_id, append.log_id, append.epoch))
         if span is None or append.create is not None:
-            span = Span(append.mob_id, append.epoch, append.base, append.base, [], [])
-            newest[append.mob_id, append.epoch] = span
+            span = Span(append.mob_id, append.log_id, append.epoch, append.base, append.base, [], [])
+            newest[append.mob_id, append.log_id, append.epoch] = span
             spans.append(span)
         span.broken = span.broken or span.head != append.base
         span.appends.append(append)
