@@ -67,6 +67,15 @@ def replay(mob_id: str, log: Iterable[Record]) -> Mob:
     return mob
 
 
+def check_columns(records: Iterable[Record]) -> None:
+    """Check that records are filed under the member and run that their events name; operations have their own rules."""
+    for record in records:
+        event = record.event
+        if not event.kind.startswith("operation_"):
+            assert record.member_id == getattr(event, "member_id", None), record
+            assert record.run_id == getattr(event, "run_id", None), record
+
+
 def text(words: str) -> Raw:
     """Return content of one text block."""
     return Raw(msgspec.json.encode([{"text": words}]))
@@ -113,6 +122,7 @@ class Stage:
         self.append = decided.append
         self.reactions = decided.reactions
         if decided.append is not None:
+            check_columns(decided.append.records)
             self.log.extend(decided.append.records)
         return decided
 

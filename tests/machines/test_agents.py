@@ -79,7 +79,9 @@ def test_a_mob_has_at_most_a_thousand_agents() -> None:
     stage = with_members("a")
     for n in range(1_000):
         stage.attach(f"h{n}", serves=[role("lead")])
-    assert stage.do(c.Attach("one more", "1", 1, 1, [role("lead")]), AttachRefused).cause == "too_many_agents"
+    assert stage.do(c.Attach("one more", "1", 1, 1, [role("lead")]), AttachRefused) == AttachRefused(
+        "too_many_agents", "a mob has at most 1000 agents"
+    )
     assert stage.do(c.Attach("h7", "2", 1, 1, [role("lead")]), Attached).resumed is False
 
 
