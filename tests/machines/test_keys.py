@@ -147,6 +147,109 @@ def test_a_key_that_lies_across_entries_is_none() -> None:
         assert (keys.find(found, packed.hex()) is not None) == (packed in entries)
 
 
+def test_a_key_that_begins_as_the_entry_before_it_ends_is_found() -> None:
+    found = member()
+    for number, (key, canonical_id) in enumerate([("ab" * 12, "in-" + "12" * 11 + "00"), ("00" * 12, "in-x")]):
+        keys.accept(NO_UNDO, found, key, b"x", canonical_id, number + 1, SECOND)
+        keys.end(NO_UNDO, found, key, number + 100, 2 * SECOND)
+    entry = keys.find(found, "00" * 12)
+    assert entry is not None
+    assert entry.canonical_input_id == "in-x"
+
+
+# Numbers as wide as an entry has room for.
+LAST_SEQ = (1 << 48) - 1
+LAST_AT = (1 << 56) - 1
+
+
+@pytest.mark.parametrize("live", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 2, FEW, FEW + 1, FEW + 7])
+def test_every_entry_comes_back_as_it_was_put_in(count: int, live: int) -> None:
+    found = member()
+    wanted = {}
+    for n in range(count + live):
+        key, seq, at = input_key(str(n)), LAST_SEQ - 2 * n, LAST_AT - 3 * n
+        keys.accept(NO_UNDO, found, key, b"%d" % n, name(n), seq, at)
+        wanted[key] = Dedupe(keys.content_hash(b"%d" % n), name(n), seq, at)
+        if n < count:
+            keys.end(NO_UNDO, found, key, seq - 1, at - 1)
+            wanted[key] = msgspec.structs.replace(wanted[key], end_seq=seq - 1, end_at=at - 1)
+    assert {key: keys.find(found, key) for key in wanted} == wanted
+    assert keys.find(found, input_key("new")) is None
+    assert sorted(keys.remembered(found), key=lambda one: one.seq) == [*wanted.values()][::-1]
+    assert keys.count_ended(found) == count
+    assert isinstance(found.ended, Many) == (count > FEW), "the form follows from the number alone"
+
+
+@pytest.mark.parametrize("forgotten", [1, 2, 3])
+@pytest.mark.parametrize("count", [3, FEW, FEW + 1, FEW + 2, FEW + 9])
+def test_what_is_forgotten_is_gone_and_nothing_else_is(count: int, forgotten: int) -> None:
+    found = ended(count)
+    before, kept = _encode(found), [keys.find(found, input_key(str(n))) for n in range(count)]
+    undo = Undo()
+    undo.touch(found)
+    keys.forget(undo, found, [input_key(str(n)) for n in range(forgotten)])
+    assert [keys.find(found, input_key(str(n))) for n in range(count)] == [None] * forgotten + kept[forgotten:]
+    assert keys.remembered(found) == kept[forgotten:]
+    assert isinstance(found.ended, Many) == (count - forgotten > FEW)
+    # The same entries take the same form, whatever was before them.
+    other = member()
+    other.forgotten_at = found.forgotten_at
+    for n in range(forgotten, count):
+        keys.accept(NO_UNDO, other, input_key(str(n)), b"x", name(n), n + 1, SECOND)
+        keys.end(NO_UNDO, other, input_key(str(n)), n + 100, 2 * SECOND)
+    assert found == other
+    undo.rollback()
+    assert _encode(found) == before
+
+
+@pytest.mark.parametrize("more", [0, FEW])
+def test_the_newest_acceptance_that_was_forgotten_stays_known(more: int) -> None:
+    found = member()
+    # In the order of their ends, which is not that of their acceptances.
+    accepted = [5, 3, 9, 7, *range(100, 100 + more)]
+    for n, at in enumerate(accepted):
+        keys.accept(NO_UNDO, found, input_key(str(n)), b"x", name(n), n + 1, at * SECOND)
+        keys.end(NO_UNDO, found, input_key(str(n)), n + 50, 1_000 * SECOND)
+    known = []
+    for some in ([0], [1], [2, 3]):
+        keys.forget(NO_UNDO, found, [input_key(str(n)) for n in some])
+        known.append(found.forgotten_at // SECOND)
+    assert known == [5, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("count", "horizon", "at_most", "outlived"),
+    [
+        # They end at 1, 2, 3 … seconds.
+        (0, 100, 9, 0),
+        (1, 1, 9, 0),
+        (1, 2, 9, 1),
+        (FEW, 1, 9, 0),
+        (FEW, 4, 9, 3),
+        (FEW, 4, 2, 2),
+        (FEW, 100, 99, FEW),
+        (KEEP, 1, 9, 0),
+        (KEEP, 4, 9, 3),
+        (KEEP, 4, 2, 2),
+        (KEEP, 100, 99, KEEP),
+        # What is more than the newest ones goes at any time.
+        (KEEP + 3, 1, 9, 3),
+        (KEEP + 3, 3, 9, 3),
+        (KEEP + 3, 6, 9, 5),
+        (KEEP + 3, 1, 2, 2),
+    ],
+)
+def test_what_ended_before_the_horizon_and_what_is_too_much_may_be_forgotten(
+    count: int, horizon: int, at_most: int, outlived: int
+) -> None:
+    found = member()
+    for n in range(count):
+        keys.accept(NO_UNDO, found, input_key(str(n)), b"x", name(n), n + 1, 0)
+        keys.end(NO_UNDO, found, input_key(str(n)), n + 100, (n + 1) * SECOND)
+    assert keys.outlived(found, horizon * SECOND, KEEP, at_most) == [input_key(str(n)) for n in range(outlived)]
+
+
 def test_what_has_left_remembers_what_had_ended() -> None:
     stays = ended(3)
     left = Former("m", "role", 0, SECOND, stays.ended, stays.forgotten_at)

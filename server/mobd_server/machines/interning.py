@@ -35,13 +35,10 @@ class Sharing:
     def members(self, some: dict[str, Member]) -> None:
         """Let members that were read have names in common with their operations and receipts."""
         operations = self._mob.operations
-        role = ""
         for name, member in some.items():
             if member.member_id == name:
                 member.member_id = name
-            if member.role != role:
-                role = intern(member.role)
-            member.role = role
+            member.role = intern(member.role)
             if member.receipts:
                 member.receipts = self._receipts(member.receipts)
             operation = operations.get(member.operation_id)

@@ -22,7 +22,7 @@ FEW: Final = 8
 
 _KEY: Final = 12
 _HASH: Final = 16
-# An event, as its seq (48 bits) and its time (56 bits: µs since 1970).
+# An event, as its seq (48 bits) and its time (56 bits: µs since 1970), the highest byte first.
 _EVENT: Final = 13
 _AT: Final = (1 << 56) - 1
 # A live entry: content hash, event, name. An ended one: key, end, and the live entry.
@@ -110,7 +110,7 @@ def accept(undo: Undo, member: Member, key: str, content: bytes, canonical_id: s
     """Remember an input that was accepted; the member is touched. Raises ValueError if the key is known."""
     if find(member, key) is not None:
         raise ValueError(f"input {canonical_id} was accepted twice")
-    entry = content_hash(content) + (seq << 56 | at).to_bytes(_EVENT, "big") + _named(canonical_id)
+    entry = content_hash(content) + (seq << 56 | at).to_bytes(_EVENT) + _named(canonical_id)
     if member.live is None:
         member.live = {}
     undo.put(member.live, key, entry)
@@ -121,7 +121,7 @@ def end(undo: Undo, member: Member, key: str, seq: int, at: int) -> None:
     live, ended = member.live, member.ended
     if live is None:
         raise ValueError(f"member {member.member_id} knows no input that has not ended")
-    entry = (seq << 56 | at).to_bytes(_EVENT, "big") + undo.drop(live, key)
+    entry = (seq << 56 | at).to_bytes(_EVENT) + undo.drop(live, key)
     if not live:
         member.live = None
     packed = bytes.fromhex(key)
@@ -182,7 +182,7 @@ def forget(undo: Undo, member: Member, keys: list[str]) -> None:
 
 
 def _time(text: bytes, start: int) -> int:
-    return _number(text[start : start + _EVENT], "big") & _AT
+    return _number(text[start : start + _EVENT]) & _AT
 
 
 def _named(name: str) -> bytes:
@@ -200,12 +200,12 @@ def _named(name: str) -> bytes:
 
 def _read(text: bytes, start: int, end_start: int | None = None) -> Dedupe:
     """Return the entry whose live part begins at `start`, and its end, if there is one, at `end_start`."""
-    event = _number(text[start + _HASH : start + _NAME], "big")
+    event = _number(text[start + _HASH : start + _NAME])
     at, size = start + _NAME + 1, text[start + _NAME]
     name = text[at : at + size].decode() if size else _PREFIX + text[at : at + _PACKED].hex()
     if end_start is None:
         return Dedupe(text[start : start + _HASH], name, event >> 56, event & _AT)
-    ended = _number(text[end_start : end_start + _EVENT], "big")
+    ended = _number(text[end_start : end_start + _EVENT])
     return Dedupe(text[start : start + _HASH], name, event >> 56, event & _AT, ended >> 56, ended & _AT)
 
 
@@ -234,8 +234,6 @@ def _ends(ended: Many | bytes) -> Iterator[tuple[str, int]]:
 
 def _indexed(ended: bytes) -> bytes | Many:
     """Return the entries as a text, or with a dict if they are more than a few."""
-    if len(ended) <= FEW * (_LIVE + _NAME + 1 + 1):
-        return ended
     starts = [*_starts(ended), len(ended)]
     if len(starts) - 1 <= FEW:
         return ended
