@@ -56,11 +56,13 @@ Attach            creating,running,stopped,completed                 none,comple
 # A command that goes on is joined by its like, in whatever phase it has brought the mob to.
 JOINED: Final = {"CompleteMob": "complete", "ResetMob": "reset", "RetireAllMembers": "retire_all"}
 
+# What a refusal calls a command whose name is not its own, and what it says of what is pending.
+CALLED: Final = {"StartMob": "start", "StopMob": "stop", "ResumeMob": "resume", "DeliverBatch": "Deliver"}
 WORDS: Final = {
-    "complete": "is being completed",
-    "reset": "is being reset",
-    "retire_all": "are being retired",
-    "destroy": "is being destroyed",
+    "complete": "the mob is being completed",
+    "reset": "the mob is being reset",
+    "retire_all": "all members are being retired",
+    "destroy": "the mob is being destroyed",
 }
 
 
@@ -141,10 +143,13 @@ def test_every_command_is_admitted_exactly_as_the_table_says(name: str, phase: P
         with pytest.raises(InvalidTransition) as refused:
             scene.do(command)
         expected = {"from": phase, "to": ROWS[name].target, "allowed": ",".join(ROWS[name].phases)}
+        message = f"{CALLED.get(name, name)} is not legal"
         if pending != "none":
             expected |= {"allowed": "", "pending": pending}
-            assert WORDS[pending] in refused.value.message
-        assert refused.value.details == expected
+            message += f": {WORDS[pending]}"
+        else:
+            message += f" while the mob is {phase}: legal in {', '.join(ROWS[name].phases)}"
+        assert (refused.value.message, refused.value.details) == (message, expected)
     assert state_bytes(scene.mob) == before
 
 

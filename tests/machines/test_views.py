@@ -10,9 +10,10 @@ from tests.machines.scene import Scene
 from tests.machines.stage import NOW, SECOND, named, text
 
 from mobd_server.machines import commands as c
-from mobd_server.machines.answers import MemberView
-from mobd_server.machines.state import DRAIN_US, EMPTY_DIGEST
-from mobd_server.machines.views import is_final, view_member, waiting_reason
+from mobd_server.machines.answers import MemberView, MobView
+from mobd_server.machines.decision import new_mob
+from mobd_server.machines.state import DRAIN_US, EMPTY_DIGEST, Definition, Profile
+from mobd_server.machines.views import is_final, view_member, view_mob, waiting_reason
 
 
 def test_a_member_shows_all_that_can_be_said_of_it() -> None:
@@ -67,6 +68,55 @@ def test_a_member_shows_all_that_can_be_said_of_it() -> None:
         drain_until=NOW + 2 + DRAIN_US,
     )
     assert msgspec.json.encode(view_member(scene.mob, member)) == msgspec.json.encode(alone)
+
+
+def test_a_member_that_has_nothing_says_so() -> None:
+    scene = Scene("a")
+    member = scene.member("a")
+    assert view_member(scene.mob, member) == MemberView(
+        mob_id="mob",
+        member_id="a",
+        generation=0,
+        fence_token=1,
+        role="analyst",
+        state="idle",
+        session_id=member.session_id,
+        message_count=0,
+        digest=EMPTY_DIGEST,
+        created_at=NOW,
+        operation_id=member.operation_id,
+    )
+
+
+def test_a_mob_that_is_being_reset_shows_all_that_can_be_said_of_it() -> None:
+    scene = Scene()
+    definition = Definition("mob", labels={"team": "red"}, profiles={"analyst": Profile("analyst")})
+    scene.mob = new_mob("mob")
+    scene.do(c.CreateMob(definition, {"colour": "blue"}, "log"))
+    scene.serve()
+    scene.do(c.SpawnMembers([c.MemberSpec(f"m{number:03}", "analyst") for number in range(300)]))
+    scene.put("m299", "i1", "i2")
+    scene.now += 1
+    scene.do(c.ResetMob())
+    left = len(scene.mob.members)
+    # No command of today starts what this counts.
+    scene.mob.active_run_count = 2
+    shown = MobView(
+        mob_id="mob",
+        phase="stopped",
+        pending="reset",
+        labels={"team": "red", "colour": "blue"},
+        members={"total": left, "idle": left},
+        head=scene.mob.head,
+        log_id="log",
+        definition=Raw(msgspec.json.encode(definition)),
+        created_at=NOW,
+        agents=1,
+        inputs_waiting=2,
+        cleanup_pending=True,
+        active_run_count=2,
+    )
+    assert msgspec.json.encode(view_mob(scene.mob)) == msgspec.json.encode(shown)
 
 
 # Who is final.
@@ -177,7 +227,7 @@ def by_name(name: str) -> Scene:
 def pending(command: c.Command) -> Scene:
     """Return a mob whose members can't all be taken off the roster in one decision."""
     scene = unserved()
-    scene.do(c.SpawnMembers([c.MemberSpec(f"0{number:03}", "analyst") for number in range(600)]))
+    scene.do(c.SpawnMembers([c.MemberSpec(f"0{number:03}", "analyst") for number in range(300)]))
     scene.do(command)
     assert "a" in scene.mob.members
     return scene
