@@ -227,7 +227,7 @@ def by_name(name: str) -> Scene:
 def pending(command: c.Command) -> Scene:
     """Return a mob whose members can't all be taken off the roster in one decision."""
     scene = unserved()
-    scene.do(c.SpawnMembers([c.MemberSpec(f"0{number:03}", "analyst") for number in range(300)]))
+    scene.do(c.SpawnMembers([c.MemberSpec(f"0{number:03}", "analyst") for number in range(600)]))
     scene.do(command)
     assert "a" in scene.mob.members
     return scene
