@@ -49,6 +49,7 @@ def test_an_agent_that_comes_back_is_told_all_that_it_was_told_at_first() -> Non
     serves = [role("analyst"), named("nobody")]
     attach = c.Attach("h", "1", 8, 100, serves)
     first = stage.do(attach, Attached)
+    assert first.attachment_id.startswith("att-")
     told = sorted(stage.sent(SendAssign), key=lambda one: one.member_id)
     assert [(one.attachment_id, one.member_id) for one in told] == [(first.attachment_id, m) for m in ("a", "b")]
     stage.connected.add(first.attachment_id)

@@ -324,10 +324,19 @@ def test_an_agent_that_changes_its_mind_about_steers_is_another() -> None:
 # A log that lies is not folded.
 
 
-def test_a_log_that_steers_what_is_not_there_is_not_folded() -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"canonical_input_ids": ["in-0"]}, "not the head of the steer lane"),
+        ({"attempts": []}, "shorter"),
+        ({"attempts": [1, 1]}, "longer"),
+    ],
+    ids=["another input", "too few attempts", "too many attempts"],
+)
+def test_a_log_that_steers_what_is_not_there_is_not_folded(changes: dict[str, list[str]], message: str) -> None:
     scene = steered("s1")
     at = next(at for at, record in enumerate(scene.log) if isinstance(record.event, e.RunSteered))
-    event = msgspec.structs.replace(scene.log[at].event, canonical_input_ids=["in-0"])
+    event = msgspec.structs.replace(scene.log[at].event, **changes)
     scene.log[at] = msgspec.structs.replace(scene.log[at], payload=msgspec.json.encode(event).decode())
-    with pytest.raises(ValueError, match="not the head of the steer lane"):
+    with pytest.raises(ValueError, match=message):
         scene.replayed()

@@ -1,0 +1,144 @@
+"""Moves between agents, in whole: what goes where, what goes away for it, and who comes into the place that is left."""
+
+from tests.machines.scene import Scene
+from tests.machines.stage import Stage, named
+
+from mobd_server.machines import events as e
+from mobd_server.machines.answers import Reaction, SendAssign, SendUnassign
+
+MOVED = "another agent is free"
+ROOM = "its place is needed for a member with work"
+
+
+def busy(*members: str, capacity: int = 1) -> tuple[Stage, str]:
+    """Return a mob whose one agent has every member and runs the first ones."""
+    stage = Stage()
+    stage.spawn(*members)
+    first = stage.agent("first", capacity=capacity)
+    for member_id in members[:capacity]:
+        stage.accepted(member_id, "i1")
+    return stage, first
+
+
+def on_its_last_attempt(stage: Stage, member_id: str) -> None:
+    """Lose the member's run twice: it runs once more, and alone."""
+    for _ in range(2):
+        stage.lose(stage.run_of(member_id))
+
+
+def told(stage: Stage) -> list[Reaction]:
+    """Return who is told to serve whom, and to serve whom no longer."""
+    return [one for one in stage.reactions if isinstance(one, SendAssign | SendUnassign)]
+
+
+def test_a_move_is_told_to_both_agents() -> None:
+    stage, first = busy("a", "b")
+    second = stage.agent("second", capacity=1)
+    fence = stage.executor("b").fence
+    stage.accepted("b", "i1")
+    assert stage.events[1:] == [
+        e.ExecutorReleased("b", first, fence, MOVED),
+        e.ExecutorAssigned("b", second, stage.executor("b").fence),
+    ]
+    unassign, assign = told(stage)
+    assert unassign == SendUnassign(first, "b", fence, MOVED)
+    assert isinstance(assign, SendAssign)
+    assert (assign.attachment_id, assign.member_id, assign.fence) == (second, "b", stage.executor("b").fence)
+    assert assign.confirmed is False
+
+
+# Room where it goes.
+
+
+def test_who_moves_to_a_full_agent_takes_the_place_of_the_one_that_was_idle_longest() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    first = stage.agent("first", capacity=1)
+    second = stage.attach("second", capacity=1, max_members=2)
+    stage.spawn("x", "y")
+    stage.confirm("x", "y")
+    assert sorted(stage.attachment(second).members) == ["x", "y"]
+    stage.accepted("x", "i1")
+    stage.finish(stage.run_of("x"))
+    stage.accepted("a", "i1")
+    fences = {m: stage.executor(m).fence for m in ("b", "y")}
+    stage.accepted("b", "i1")
+    assert stage.events[1:] == [
+        e.ExecutorReleased("y", second, fences["y"], ROOM),
+        e.ExecutorReleased("b", first, fences["b"], MOVED),
+        e.ExecutorAssigned("b", second, stage.executor("b").fence),
+    ]
+    assert told(stage)[:2] == [
+        SendUnassign(second, "y", fences["y"], ROOM),
+        SendUnassign(first, "b", fences["b"], MOVED),
+    ]
+
+
+def test_nobody_moves_to_a_full_agent_where_all_are_busy() -> None:
+    stage, first = busy("a", "b")
+    stage.agent("second", capacity=2, max_members=1, serves=[named("x"), named("b")])
+    stage.spawn("x", of="lead")
+    stage.confirm("x")
+    stage.accepted("x", "i1")
+    stage.accepted("b", "i1")
+    assert stage.kinds == ["input_accepted"]
+    assert stage.agent_of("b") == first
+
+
+# The place that is left.
+
+
+def test_the_place_of_who_moved_goes_to_the_member_that_waits_for_it() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    first = stage.agent("first", capacity=1, max_members=2)
+    stage.accepted("a", "i1")
+    stage.accepted("b", "i1")
+    stage.spawn("c")
+    stage.accepted("c", "i1")
+    assert (stage.agent_of("b"), stage.agent_of("c")) == (first, None)
+    free = stage.attach("free", capacity=1, serves=[named("b")])
+    assert stage.kinds == ["attachment_opened", "executor_released", "executor_assigned", "executor_assigned"]
+    assert (stage.agent_of("b"), stage.agent_of("c")) == (free, first)
+
+
+# Who must be alone.
+
+
+def test_who_must_be_alone_moves_only_to_an_agent_without_runs() -> None:
+    stage, first = busy("a", "b", capacity=2)
+    second = stage.agent("second", capacity=3, serves=[named("x"), named("y"), named("b")])
+    stage.spawn("x", "y", of="lead")
+    for member_id in ("x", "y"):
+        stage.confirm(member_id)
+        stage.accepted(member_id, "i1")
+    on_its_last_attempt(stage, "b")
+    assert stage.member("b").run_id is None, "a runs there"
+    stage.finish(stage.run_of("x"))
+    assert stage.agent_of("b") == first, "y still runs on the other agent"
+    stage.finish(stage.run_of("y"))
+    assert stage.agent_of("b") == second
+
+
+def test_who_need_not_be_alone_moves_beside_others() -> None:
+    stage, first = busy("a", "b")
+    second = stage.agent("second", capacity=2, serves=[named("x"), named("b")])
+    stage.spawn("x", of="lead")
+    stage.confirm("x")
+    stage.accepted("x", "i1")
+    stage.accepted("b", "i1")
+    assert stage.agent_of("b") == second
+    assert stage.agent_of("a") == first
+
+
+def test_those_behind_who_must_be_alone_run_when_it_moves_away() -> None:
+    scene = Scene("a", "b", "c")
+    scene.serve("first", capacity=2)
+    scene.put("a", "i1")
+    scene.put("b", "i1")
+    on_its_last_attempt(scene, "b")
+    scene.put("c", "i1")
+    assert scene.member("c").run_id is None, "its turn comes after b's"
+    scene.join("second")
+    assert scene.kinds == ["attachment_opened", "executor_released", "executor_assigned", "run_started"]
+    assert scene.batch("c") == ["i1"]
