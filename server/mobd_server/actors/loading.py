@@ -56,7 +56,9 @@ async def take_over(store: Store, publisher: Publisher, mob_id: str, begun: Begu
 
     # Not a newer snapshot: what was not published must be read.
     at_most, beginning = min(loaded.head, feed.head), begun.beginning if begun is not None else None
-    mob, snapshot_seq = await _read(store, mob_id, loaded, at_most, loaded.head, publish, beginning)
+    reading = _read(store, mob_id, loaded, at_most, loaded.head, publish, beginning)
+    # Another server may still be at its deletion, which takes nothing but the rows.
+    mob, snapshot_seq = await unless_deleted(store, mob_id, loaded.log_id, reading)
     feed.ended = mob.phase == "destroyed"
     return Taken(mob, loaded.epoch, feed, snapshot_seq)
 

@@ -124,7 +124,9 @@ class Registry:
         return self._actors.values()
 
     def get(self, mob_id: str) -> MobActor | None:
-        """Return the mob if it is in memory."""
+        """Return the mob if it is in memory, and nobody is deleting it."""
+        if mob_id in self._marking:
+            return None
         actor = self._actors.get(mob_id)
         if actor is not None and self._upkeep is not None:
             self._upkeep.used(mob_id)
@@ -135,6 +137,9 @@ class Registry:
 
         Raises MobNotFound, MobQuarantined, MobFormatNewer and Unavailable.
         """
+        while (marking := self._marking.get(mob_id)) is not None:
+            # The store may say already that the mob is gone: whoever heard that must not find it here.
+            await asyncio.wait([marking])
         actor = self.get(mob_id)
         if actor is not None:
             return actor
