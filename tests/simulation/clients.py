@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from tests.simulation.agents import pause
+from tests.simulation.passing import Departed
 from tests.simulation.plan import MEMBERS
 
 import mobd
@@ -22,7 +23,7 @@ HURRY_S: Final = 0.03
 class Person:
     """A client, step by step."""
 
-    def __init__(self, client: mobd.Client, name: str) -> None:
+    def __init__(self, client: mobd.Client, name: str, departed: Departed) -> None:
         self.client = client
         self.name = name
         self._calls: dict[str, Callable[[dict[str, Any]], Awaitable[object]]] = {
@@ -38,6 +39,8 @@ class Person:
             "watch": self._watch,
             "operation": self._operation,
             "state": lambda _: self.client.get_state(MOB, timeout=CALL_S),
+            "found": lambda how: departed.found(client, how["mob"], name),
+            "remove": lambda how: departed.remove(client, how["mob"]),
         }
         self._aimed: dict[str, Any] = {
             "interrupt": client.interrupt,

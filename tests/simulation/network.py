@@ -8,6 +8,7 @@ from typing import Any, Final
 import grpc
 from tests.checker.history import Recorder
 from tests.checker.plain import plain
+from tests.simulation.plan import PASSING
 
 from mobd.system import System
 from mobd_server.testing.loopback import Call, LoopbackChannel, Place
@@ -128,6 +129,8 @@ class RecordedChannel:
 
         async def once(request: Any, **how: Any) -> Any:
             mob = getattr(request, "mob_id", "")
+            if not mob or mob in PASSING:
+                return await self._told(rpc, method, request, how)
             name = self._recorder.invoked(self._who, rpc, mob, plain(request))
             try:
                 made = method(request, **how)
@@ -148,6 +151,16 @@ class RecordedChannel:
             return await once(request, **how) if self._network.repeats() else answer
 
         return call
+
+    async def _told(self, rpc: str, method: Callable[..., Any], request: Any, how: dict[str, Any]) -> Any:
+        """Make a call that is no part of what is judged."""
+        try:
+            answer = await method(request, **how)
+        except grpc.aio.AioRpcError as error:
+            self._recorder.note(self._who, f"{rpc} {plain(request)}: {error.code().name} {error.details()}")
+            raise
+        self._recorder.note(self._who, f"{rpc} {plain(request)}: {plain(answer)}")
+        return answer
 
     def unary_stream(self, path: str, *codec: Any, **codecs: Any) -> Any:
         method, rpc = self._channel.unary_stream(path, *codec, **codecs), path.rpartition("/")[2]
@@ -245,7 +258,8 @@ class RecordedAttach:
             kind = frame.WhichOneof("frame")
             if kind == "hello":
                 self._mob = frame.hello.mob_id
-            self._recorder.sent(self._who, self._name, self._mob, kind, plain(getattr(frame, kind)))
+            if self._mob not in PASSING:
+                self._recorder.sent(self._who, self._name, self._mob, kind, plain(getattr(frame, kind)))
         await self._call.write(request)
         if self._network.breaks():
             asyncio.get_running_loop().call_later(self._network.soon(), self._call.reset)
@@ -255,7 +269,8 @@ class RecordedAttach:
         if answer is not grpc.aio.EOF:
             for frame in answer.frames:
                 kind = frame.WhichOneof("frame")
-                self._recorder.received(self._who, self._name, self._mob, kind, plain(getattr(frame, kind)))
+                if self._mob not in PASSING:
+                    self._recorder.received(self._who, self._name, self._mob, kind, plain(getattr(frame, kind)))
         return answer
 
     async def done_writing(self) -> None:

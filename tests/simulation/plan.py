@@ -10,6 +10,8 @@ MEMBERS: Final = {"ada": "analyst", "bob": "analyst", "cyd": "analyst", "lea": "
 CLIENTS: Final = ("client-1", "client-2", "client-3")
 HOSTS: Final = ("host-1", "host-2", "host-3")
 INPUTS: Final = 24
+# Mobs that are made and deleted again and again.
+PASSING: Final = ("p", "q")
 # How long trouble lasts, in seconds of the world.
 HORIZON_S: Final = 40.0
 
@@ -86,6 +88,10 @@ def _mob(chance: random.Random) -> dict[str, Any]:
     return _request(chance)
 
 
+def _passing(chance: random.Random) -> dict[str, Any]:
+    return {"mob": chance.choice(PASSING)}
+
+
 def _asked(chance: random.Random) -> dict[str, Any]:
     return {"member": _member(chance), "input": f"i{chance.randrange(INPUTS)}"}
 
@@ -114,6 +120,8 @@ CALLS: Final[dict[str, tuple[int, Maker]]] = {
     "operation": (3, _mob),
     "watch": (3, lambda chance: {"seconds": chance.random() * 20}),
     "state": (1, _mob),
+    "found": (6, _passing),
+    "remove": (5, _passing),
 }
 FAULTS: Final = ("aborted", "lost", "unknown", "crash_before", "crash_after", "crash_late")
 TROUBLES: Final[dict[str, tuple[int, Maker]]] = {
@@ -142,6 +150,8 @@ def _agent(chance: random.Random) -> dict[str, Any]:
         how["members"] = [_member(chance)]
     if chance.random() < 0.5:
         how["steer"] = True
+    if chance.random() < 0.1:
+        how.update(_passing(chance))
     return how
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
-from sqlalchemy import event
+from sqlalchemy import event, func, select
 
 from mobd_server.adapters.memory import MemoryStore, MemoryWriter
 from mobd_server.adapters.sql import migrate
 from mobd_server.adapters.sql.engine import database_url, open_engine
 from mobd_server.adapters.sql.store import SqlStore
+from mobd_server.adapters.sql.tables import METADATA
 from mobd_server.errors import Unavailable
 from mobd_server.machines.records import Append
 from mobd_server.ports import Result, Snapshot, Store
@@ -47,6 +48,8 @@ class Storage:
         self.close: Callable[[], None] = _nothing
         self.reader: Store
         self.write: Callable[[Sequence[Append]], list[Result]]
+        # How many things are there of a mob.
+        self.left: Callable[[str], int]
         self.keep: Callable[[str, str, Snapshot, int], str]
         self._open(backend)
         self.node = Node("store")
@@ -69,6 +72,7 @@ class Storage:
             memory = MemoryStore()
             writer = MemoryWriter(memory)
             self.reader, self.write, self.keep = memory, writer._write, writer._keep
+            self.left = lambda mob_id: int(mob_id in memory.logs)
             return
         folder = TemporaryDirectory(prefix="mobd-sim-")
         (Path(folder.name) / "mobd.db").write_bytes(_empty_database())
@@ -77,6 +81,16 @@ class Storage:
         event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous=OFF"))
         sql = LoopSqlWriter(engine)
         self.reader, self.write, self.keep = SqlStore(engine), sql.commit, sql._keep
+
+        def left(mob_id: str) -> int:
+            with engine.connect() as connection:
+                counts = [
+                    select(func.count()).select_from(table).where(table.c.mob_id == mob_id)
+                    for table in METADATA.tables.values()
+                ]
+                return sum(connection.execute(count).scalar_one() for count in counts)
+
+        self.left = left
 
         def close() -> None:
             sql.close()
@@ -175,6 +189,8 @@ class SimStore:
                 raise Unavailable("the store does not answer")
             result = await method(*arguments, **named)
             await asyncio.sleep(self._storage.delay())  # noqa: TID251 the store's own time
+            if self._storage.away:
+                raise Unavailable("the store did as it was asked, and its answer does not come")
             return result
 
         return call

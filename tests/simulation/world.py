@@ -21,7 +21,8 @@ from tests.simulation.agents import pause
 from tests.simulation.clients import MOB, OTHER, Person
 from tests.simulation.loop import Endless, SimLoop, Stuck
 from tests.simulation.network import SimNetwork, SimSystem
-from tests.simulation.plan import Step
+from tests.simulation.passing import DEFINITION, Departed
+from tests.simulation.plan import PASSING, Step
 from tests.simulation.storage import Backend, SimStore, SimWriter, Storage
 
 import mobd
@@ -38,7 +39,6 @@ from mobd_server.testing.world import Settings
 
 # Where very many calls ended without an answer, the search for their order is given up.
 UNDECIDED: Final = "could not be decided in time"
-DEFINITION: Final = {"profiles": {"analyst": {"run_timeout_s": 20}, "lead": {}}}
 SETTINGS: Final[dict[str, Any]] = {
     "http_listen": "off",
     "node": "simulated",
@@ -99,6 +99,7 @@ class World:
         self._people: dict[str, tuple[Node, Person]] = {}
         self._agents: dict[str, list[tuple[Node, mobd.Agent]]] = {}
         self._named: dict[str, int] = {}
+        self._departed = Departed()
         self._over = False
         # How far the server's clock was set apart.
         self._wrong_s = 0.0
@@ -171,6 +172,7 @@ class World:
             quiet = {mob: await self._rest(mob) for mob in (MOB, OTHER)}
             # What they see from now on may not be in what is read now.
             self._end_agents(silently=True)
+            await self._clear()
             for mob, all_ended in quiet.items():
                 await self._finish(mob, quiet=all_ended)
             self._over = True
@@ -203,7 +205,7 @@ class World:
 
     def _person(self, name: str) -> Person:
         if name not in self._people:
-            self._people[name] = (Node(name), Person(mobd.Client("sim"), name))
+            self._people[name] = (Node(name), Person(mobd.Client("sim"), name, self._departed))
         return self._people[name][1]
 
     def _start_agent(self, how: dict[str, Any], *, good: bool = False) -> None:
@@ -392,6 +394,18 @@ class World:
             except (mobd.DeliveryRejected, mobd.InvalidTransition, mobd.MemberNotFound):
                 # It, or its mob, leaves, and so it runs what it has.
                 continue
+
+    async def _clear(self) -> None:
+        """Remove what passes, and see that nothing of it is left."""
+        client = self._person("judge").client
+        for mob in PASSING:
+            await self._departed.remove_for_good(client, mob)
+        there = [one.mob_id async for one in client.list_mobs(timeout=60)]
+        if there != [MOB, OTHER]:
+            self.failures.append(f"these mobs are there: {there}")
+        self.failures += [
+            f"{count} things are left of mob {mob}" for mob in PASSING if (count := self.storage.left(mob))
+        ]
 
     async def _finish(self, mob: str, *, quiet: bool) -> None:
         """Read the final log and state into the history, as one who was not there."""
