@@ -8,18 +8,17 @@ a respawn give everything up at once. What was delivered stays known by its key 
 
 from typing import Final, Literal
 
-from mobd_server.errors import ProfileNotFound
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines import operation
 from mobd_server.machines.admission import require_admitted
-from mobd_server.machines.answers import Again, Destroyed, Respawned, Retired, SendRetire, SendUnassign
+from mobd_server.machines.answers import Again, Destroyed, Respawned, Retired, SendRetire
 from mobd_server.machines.cancel import check_fence, fenced_member, request
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.inbox import DEDUPE_US, abandon_waiting
 from mobd_server.machines.lanes import count_waiting
-from mobd_server.machines.member import TABLE, relist, set_timer
-from mobd_server.machines.placement import place, reuse
+from mobd_server.machines.member import TABLE, insert_sorted, relist, set_timer
+from mobd_server.machines.placement import place, release, reuse
 from mobd_server.machines.records import Record, SessionRow
 from mobd_server.machines.roster import deliver_initial
 from mobd_server.machines.run import settle
@@ -66,9 +65,16 @@ def count_pending(mob: Mob, member: Member) -> int:
     if mob.phase != "running":
         # Nothing is started, and a run in flight is nobody's to wait for.
         return 0
-    run = mob.runs.get(member.run_id or "")
-    held = len(run.inputs) + len(run.steered or ()) if run is not None else 0
-    return held + count_waiting(member)
+    return _count_inputs(mob, member)
+
+
+def _count_inputs(mob: Mob, member: Member) -> int:
+    """Return how many inputs a member's run holds, and how many wait."""
+    count = count_waiting(member)
+    if member.run_id is not None:
+        run = mob.runs[member.run_id]
+        count += len(run.inputs) + len(run.steered or ())
+    return count
 
 
 def _retire_runtime(d: Draft, member: Member) -> Retired:
@@ -110,28 +116,16 @@ def destroy(d: Draft, member: Member, why: str) -> int:
 def strip(d: Draft, member: Member, reason: Reason, why: str) -> int:
     """Take run, waiting inputs and agent from a member; return how many inputs that gave up."""
     mob = d.mob
-    count = 0
+    count = _count_inputs(mob, member)
     if member.run_id is not None:
-        run = mob.runs[member.run_id]
-        count += len(run.inputs) + len(run.steered or ())
-        settle(d, run, reason)
-    count += abandon_waiting(d, member, reason)
+        settle(d, mob.runs[member.run_id], reason)
+    abandon_waiting(d, member, reason)
     executor = member.executor
     if executor is not None:
-        _release(d, member, why)
+        release(d, member, why)
         if mob.phase == "running" and mob.pending != "destroy":
-            reuse(d, mob.attachments[executor.attachment_id], avoid=member.member_id)
+            reuse(d, mob.attachments[executor.attachment_id])
     return count
-
-
-def _release(d: Draft, member: Member, why: str) -> None:
-    executor = member.executor
-    if executor is not None:
-        d.emit(
-            e.ExecutorReleased(member.member_id, executor.attachment_id, executor.fence, why),
-            member.member_id,
-        )
-        d.react(SendUnassign(executor.attachment_id, member.member_id, executor.fence, why))
 
 
 def respawn_member(d: Draft, command: c.RespawnMember) -> Respawned:
@@ -139,11 +133,6 @@ def respawn_member(d: Draft, command: c.RespawnMember) -> Respawned:
     mob = d.mob
     require_admitted(mob, c.RespawnMember)
     member = fenced_member(mob, command.member_id, command.generation, command.fence_token)
-    if member.role not in mob.definition.profiles:
-        raise ProfileNotFound(
-            f"the definition of mob '{mob.mob_id}' has no role '{member.role}'",
-            {"mob_id": mob.mob_id, "role": member.role, "roles": ", ".join(sorted(mob.definition.profiles))},
-        )
     generation, fence_token = member.generation, member.fence_token
     count = strip(d, member, "retired", "the member is respawned")
     ids = d.context.ids
@@ -166,9 +155,7 @@ def respawn_member(d: Draft, command: c.RespawnMember) -> Respawned:
 def remove(d: Draft, member: Member, reason: Reason, why: str) -> None:
     """Give everything up that a member has and take it off the roster at once."""
     if member.state not in ("retired", "destroyed"):
-        held = d.mob.runs.get(member.run_id or "")
-        count = count_waiting(member) + (len(held.inputs) + len(held.steered or ()) if held is not None else 0)
-        d.emit(e.RuntimeRetired(member.member_id, count), member.member_id)
+        d.emit(e.RuntimeRetired(member.member_id, _count_inputs(d.mob, member)), member.member_id)
     strip(d, member, reason, why)
     _leave(d, member)
 
@@ -241,11 +228,11 @@ def _touched(d: Draft) -> list[str]:
 
 def _drained(d: Draft, member: Member) -> None:
     executor = member.executor
-    _release(d, member, f"the member is {member.state}")
+    release(d, member, f"the member is {member.state}")
     if member.lifecycle == "retiring":
         _leave(d, member)
     if executor is not None:
-        reuse(d, d.mob.attachments[executor.attachment_id], avoid=member.member_id)
+        reuse(d, d.mob.attachments[executor.attachment_id])
 
 
 def runtime_retired(mob: Mob, undo: Undo, record: Record, event: e.RuntimeRetired) -> None:
@@ -270,23 +257,22 @@ def retiring(mob: Mob, undo: Undo, record: Record, event: e.MemberRetiring) -> N
     member.lifecycle = "retiring"
     undo.put(mob.draining, event.member_id, None)
     if mob.pending != "none":
-        # One that has been retired before may still drain; of any other `runtime_retired` follows.
-        pending = count_pending(mob, member) if member.state == "retired" else 0
-        undo.put(mob.reports, event.member_id, Report(event.member_id, 0, pending))
+        # Right for one that was retired before and may still drain; of any other `runtime_retired` follows.
+        undo.put(mob.reports, event.member_id, Report(event.member_id, 0, count_pending(mob, member)))
 
 
 def suspended(mob: Mob, undo: Undo, record: Record, event: e.DrainSuspended) -> None:
     """Evolve: the draining member waits for another agent, for a time."""
     member = mob.members[event.member_id]
     undo.touch(member)
-    set_timer(mob, undo, "drain", event.member_id, member.drain_until, event.until)
+    insert_sorted(undo, mob.timers, (event.until, "drain", event.member_id))
     member.drain_until = event.until
 
 
-def _clear_timers(mob: Mob, undo: Undo, member: Member) -> None:
-    set_timer(mob, undo, "retry", member.member_id, member.retry_at, 0)
-    set_timer(mob, undo, "drain", member.member_id, member.drain_until, 0)
-    member.retry_at = member.drain_until = 0
+def _end_pause(mob: Mob, undo: Undo, member: Member) -> None:
+    # What failed may have been replaced by a newer input since, and then nothing was left that ends its pause.
+    set_timer(mob, undo, "retry", member.member_id, member.retry_at)
+    member.retry_at = 0
 
 
 def left(mob: Mob, undo: Undo, record: Record, event: e.MemberRetired) -> None:
@@ -300,7 +286,7 @@ def left(mob: Mob, undo: Undo, record: Record, event: e.MemberRetired) -> None:
     if member.executor is not None or member.run_id is not None or count_waiting(member):
         raise ValueError(f"member {event.member_id} left the roster with an agent, a run or inputs")
     undo.touch(member)
-    _clear_timers(mob, undo, member)
+    _end_pause(mob, undo, member)
     operation.ended(mob, undo, record, member, "retired", "")
     undo.drop(mob.members, event.member_id)
     if event.member_id in mob.draining:
@@ -323,11 +309,10 @@ def destroyed(mob: Mob, undo: Undo, record: Record, event: e.MemberDestroyed) ->
     """Evolve: the member's runtime is gone for good; what it had ended stays known."""
     member = mob.members[event.member_id]
     undo.touch(member)
-    _clear_timers(mob, undo, member)
+    _end_pause(mob, undo, member)
     member.state = TABLE[member.state, "destroy"]
     member.inputs_abandoned = event.inputs_abandoned
     operation.ended(mob, undo, record, member, "destroyed", "the member was destroyed")
-    relist(mob, undo, member, record.seq)
 
 
 def respawned(mob: Mob, undo: Undo, record: Record, event: e.MemberRespawned) -> None:
@@ -337,7 +322,7 @@ def respawned(mob: Mob, undo: Undo, record: Record, event: e.MemberRespawned) ->
         raise ValueError(f"member {event.member_id} was respawned with an agent, a run or inputs")
     undo.touch(old)
     undo.touch(mob)
-    _clear_timers(mob, undo, old)
+    _end_pause(mob, undo, old)
     operation.ended(mob, undo, record, old, "retired", "the member was respawned")
     mob.fences = event.fence_token
     if event.member_id in mob.draining:

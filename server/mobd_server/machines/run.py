@@ -17,7 +17,7 @@ from mobd_server.machines.answers import RunAnswer, SendSettled
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.inbox import end_input
 from mobd_server.machines.lanes import lane_of, put_back, take
-from mobd_server.machines.member import TABLE, relist, set_timer, unlist
+from mobd_server.machines.member import TABLE, insert_sorted, relist, set_timer, unlist
 from mobd_server.machines.placement import start_run
 from mobd_server.machines.policy import shared
 from mobd_server.machines.records import MessageRow, Record, RunRow, SessionRow
@@ -247,10 +247,9 @@ def settle(
     # its input's last attempt. The same attempt is made again, alone (`lanes.choose`).
     final = cause != "lost" or run.exclusive
     outcomes = [
-        _outcome(cause, one, attempt, error, last=final and attempt >= MAX_ATTEMPTS, backlog=backlog)
-        for one, attempt in zip(run.inputs, run.attempts, strict=True)
+        _outcome(cause, one, error, last=final and one.attempts >= MAX_ATTEMPTS, backlog=backlog) for one in run.inputs
     ]
-    again = [a for a, o in zip(run.attempts, outcomes, strict=True) if o.outcome == "requeued"]
+    again = [one.attempt for one in outcomes if one.outcome == "requeued"]
     retry_at = d.context.now + BACKOFF_US[again[0] - 1] if cause == "error" and again else 0
     outcomes += _steered_outcomes(run, cause, error, taken)
     state = SETTLED[cause]
@@ -304,9 +303,9 @@ def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _outcome(cause: Cause, one: Input, attempt: int, error: str, *, last: bool, backlog: bool) -> e.Outcome:
+def _outcome(cause: Cause, one: Input, error: str, *, last: bool, backlog: bool) -> e.Outcome:
     outcome = FIXED.get(cause) or OUTCOMES[cause, last, backlog]
-    return e.Outcome(one.canonical_input_id, outcome, _reason(cause, outcome, error), attempt)
+    return e.Outcome(one.canonical_input_id, outcome, _reason(cause, outcome, error), one.attempts)
 
 
 def _reason(cause: Cause, outcome: e.Ended, error: str) -> str:
@@ -316,19 +315,19 @@ def _reason(cause: Cause, outcome: e.Ended, error: str) -> str:
 
 
 def _steered_outcomes(run: Run, cause: Cause, error: str, taken: Sequence[str]) -> list[e.Outcome]:
-    """Return what becomes of steered inputs: those that were taken in share the fate of the batch."""
+    """Return what becomes of steered inputs: those that were taken in, or are given up, share the fate of the batch."""
     outcomes: list[e.Outcome] = []
     sequence = 0
-    for one, attempt in zip(run.steered or (), run.steered_attempts or (), strict=True):
+    for one in run.steered or ():
         name = one.canonical_input_id
-        if name not in taken:
-            outcome = RETURNED[cause]
-            outcomes.append(e.Outcome(name, outcome, _reason(cause, outcome, error), attempt))
+        if name not in taken and RETURNED[cause] != "abandoned":
+            outcomes.append(e.Outcome(name, RETURNED[cause], attempt=one.attempts))
             continue
-        fate = _outcome(cause, one, attempt, error, last=attempt >= MAX_ATTEMPTS, backlog=False)
+        # What failed before is not steered, so that this attempt is never the last.
+        fate = _outcome(cause, one, error, last=False, backlog=False)
         if fate.outcome == "consumed":
             sequence += 1
-            fate = e.Outcome(name, "consumed", "", attempt, sequence)
+            fate = e.Outcome(name, "consumed", attempt=one.attempts, sequence=sequence)
         outcomes.append(fate)
     return outcomes
 
@@ -375,7 +374,8 @@ def started(mob: Mob, undo: Undo, record: Record, event: e.RunStarted) -> None:
         stamp=shared(event.stamp),
         deadline=event.deadline,
     )
-    set_timer(mob, undo, "deadline", event.run_id, 0, event.deadline)
+    if event.deadline:
+        insert_sorted(undo, mob.timers, (event.deadline, "deadline", event.run_id))
     undo.put(mob.runs, event.run_id, run)
     undo.append(attachment.runs, event.run_id)
     if event.exclusive:
@@ -405,7 +405,7 @@ def settled(mob: Mob, undo: Undo, record: Record, event: e.RunSettled) -> None:
     if attachment.exclusive == event.run_id:
         undo.touch(attachment)
         attachment.exclusive = None
-    set_timer(mob, undo, "deadline", event.run_id, run.deadline, 0)
+    set_timer(mob, undo, "deadline", event.run_id, run.deadline)
     member.run_id = None
     member.state = TABLE[member.state, "settle"]
     member.active_seq = record.seq
@@ -444,7 +444,7 @@ def _keep_receipt(mob: Mob, undo: Undo, member: Member, run: Run, event: e.RunSe
     member.message_count = event.message_count
     # What is left out of a snapshot is told by its identity.
     member.digest = EMPTY_DIGEST if event.digest == EMPTY_DIGEST else event.digest
-    undo.put(mob.receipts, run.run_id, run.fence.to_bytes(_FENCE, "big") + bytes.fromhex(event.result_hash))
+    undo.put(mob.receipts, run.run_id, run.fence.to_bytes(_FENCE) + bytes.fromhex(event.result_hash))
     if len(member.receipts) >= RECEIPTS_KEPT:
         undo.drop(mob.receipts, member.receipts[0])
     member.receipts = (*member.receipts[1 - RECEIPTS_KEPT :], run.run_id)
@@ -452,13 +452,13 @@ def _keep_receipt(mob: Mob, undo: Undo, member: Member, run: Run, event: e.RunSe
 
 def _receipt(mob: Mob, run_id: str) -> Receipt | None:
     packed = mob.receipts.get(run_id)
-    return Receipt(int.from_bytes(packed[:_FENCE], "big"), packed[_FENCE:]) if packed is not None else None
+    return Receipt(int.from_bytes(packed[:_FENCE]), packed[_FENCE:]) if packed is not None else None
 
 
 def retry_due(mob: Mob, undo: Undo, record: Record, event: e.RetryDue) -> None:
     """Evolve: the member's pause is over."""
     member = mob.members[event.member_id]
     undo.touch(member)
-    set_timer(mob, undo, "retry", member.member_id, member.retry_at, 0)
+    set_timer(mob, undo, "retry", member.member_id, member.retry_at)
     member.retry_at = 0
     relist(mob, undo, member, record.seq)

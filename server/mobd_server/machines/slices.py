@@ -102,7 +102,7 @@ def go_on(d: Draft, command: c.Continue) -> Done:
         _remove_some(d)
     elif pending in ("complete", "retire_all"):
         _retire_some(d)
-    if d.mob.pending in ("none", "complete", "retire_all") and d.mob.phase != "destroyed":
+    if d.mob.pending in ("none", "complete", "retire_all"):
         rebalance(d)
     return Done(bool(d.records))
 
