@@ -1,6 +1,8 @@
 """Streams: what an agent may leave waiting, what ends with what, and that nobody holds up the others."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -12,9 +14,12 @@ from tests.support.loops import ticks
 
 from mobd_server.actors import frames as f
 from mobd_server.actors.connection import OUTBOX_BYTES, TAKE_BYTES, TAKE_FRAMES, Connection
+from mobd_server.actors.hub import CREWS_AT_ONCE
+from mobd_server.adapters.memory.store import MemoryStore
 from mobd_server.errors import Unavailable
 from mobd_server.machines import answers as a
 from mobd_server.machines import commands as c
+from mobd_server.ports import Loaded
 
 pytestmark = pytest.mark.asyncio
 
@@ -139,6 +144,37 @@ async def test_many_agents_that_are_lost_at_once_are_closed_a_few_at_a_time() ->
     assert not world.actor.mob.attachments
     steps = [before - after for before, after in pairwise(left)]
     assert max(steps) <= 8
+
+
+class CountingStore(MemoryStore):
+    """A memory store that counts the mobs for which it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[str] = Counter()
+
+    async def acquire_many(self, mob_ids: Sequence[str]) -> dict[str, Loaded | None]:
+        self.asked.update(mob_ids)
+        return await super().acquire_many(mob_ids)
+
+
+async def test_of_many_mobs_some_are_looked_at_in_one_go_and_all_in_the_end() -> None:
+    store = CountingStore()
+    world = HubWorld(store)
+    names = {f"m{place}" for place in range(2 * CREWS_AT_ONCE + 1)}
+    for name in names:
+        await AgentPeer(world, name).hello(mob_id=name)
+    store.asked.clear()
+    # Their agents wait for mobs that are not there yet: for each of them a task looks for its mob again.
+    before = asyncio.all_tasks()
+    world.clock.advance(TERMS.lease_s + 1)
+    assert len(asyncio.all_tasks() - before) == CREWS_AT_ONCE
+    turns = 0
+    while store.asked.keys() != names:
+        await ticks(1)
+        turns += 1
+        assert turns < 1_000
+    assert set(store.asked.values()) == {1}
 
 
 async def test_a_hub_without_agents_plans_nothing_and_remembers_nobody() -> None:
