@@ -187,12 +187,12 @@ def difference(where: str, old: list[str], new: list[str]) -> Change:
     return Change(where, was, now)
 
 
-def read_list() -> list[Accepted]:
+def read_list(path: Path = LISTED) -> list[Accepted]:
     """Return the survivors that are known, or end: a row without a reason is none."""
-    rows = tomllib.loads(LISTED.read_text()).get("survivor", [])
+    rows = tomllib.loads(path.read_text()).get("survivor", [])
     for row in rows:
         if not row.get("why", "").strip():
-            sys.exit(f"{LISTED.name}: {row.get('where')} has no reason")
+            sys.exit(f"{path.name}: {row.get('where')} has no reason")
     return [Accepted(Change(row["where"], row.get("was", ""), row.get("now", "")), row["why"]) for row in rows]
 
 
