@@ -2,7 +2,9 @@
 
 import asyncio
 import http.client
+import socket
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -11,10 +13,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.metrics.scraping import get
 from tests.rpc.conftest import settings, speaking
 from tests.rpc.speaking import TIMEOUT_S, Speaker
+from tests.support.processes import until
 
 from mobd_server import compose
+from mobd_server.adapters import web
 
 pytestmark = pytest.mark.asyncio
+
+# The most threads that the test's own loop starts for what it waits for.
+EXECUTOR = 32
 
 
 async def healthy(peer: Speaker) -> bool:
@@ -130,3 +137,22 @@ async def test_grpc_goes_on_while_http_is_asked(tmp_path: Path) -> None:
         assert [page.code for page in pages] == [200] * 8
         assert all(answer.HasField("accepted") for answer in answers)
         assert peer.channel.get_state() is grpc.ChannelConnectivity.READY
+
+
+async def test_whoever_only_connects_keeps_nobody_from_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that nobody is sent away for being silent.
+    monkeypatch.setattr(web._Quiet, "timeout", 10 * TIMEOUT_S)
+    async with speaking(settings(tmp_path, http_listen="127.0.0.1:0")) as peer:
+        assert peer.server.web is not None
+        host, _, port = peer.server.web.address.rpartition(":")
+        before = threading.active_count()
+        with ExitStack() as silent:
+            sockets = [silent.enter_context(socket.create_connection((host, int(port)))) for _ in range(3 * web.MOST)]
+            assert (await get(peer.server, "/readyz")).code == 200
+            # The oldest were closed, and nothing was said to them.
+            for one in sockets[: 2 * web.MOST]:
+                one.settimeout(TIMEOUT_S)
+                assert await asyncio.to_thread(one.recv, 1) == b""
+            most = before + web.MOST + EXECUTOR
+            await until(lambda: threading.active_count() <= most, "the threads of the closed to end")
+            assert (await get(peer.server, "/metrics")).code == 200

@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import suppress
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ log: Final = logging.getLogger(__name__)
 LOOP_S: Final = 2.0
 # How long a client may take to say what it wants.
 IDLE_S: Final = 5.0
+# How many connections may be open, each with a thread; for the next one the oldest is closed. Whoever only connects, or
+# says what he wants a letter at a time, keeps nobody from asking.
+MOST: Final = 64
 # How long the end of the server may go unnoticed.
 POLL_S: Final = 0.2
 
@@ -40,6 +44,33 @@ class _Quiet(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    # Those who connect at once need not ask twice.
+    request_queue_size = 2 * MOST
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self._lock = threading.Lock()
+        # In the order in which they were opened.
+        self._open: dict[Any, None] = {}
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer on a thread of its own, in the place of the oldest connection if there are too many."""
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > MOST else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            # Its thread finds the end, and closes it. It may have done so already.
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         """Bind without looking up a name for the address, which may take seconds."""
