@@ -6,6 +6,7 @@ import pytest
 from tests.machines.scene import Scene
 from tests.machines.stage import state_bytes
 
+from mobd_server.errors import InvalidTransition
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import (
@@ -111,6 +112,22 @@ def test_a_destruction_that_is_full_with_its_last_member_ends_with_the_next_deci
     assert scene.kinds == ["mob_destroying", "member_destroyed"]
     go_on(scene)
     assert scene.events == [e.AttachmentClosed(agent, "destroyed"), e.MobDestroyed(1, 0)]
+
+
+@pytest.mark.parametrize(
+    ("command", "trigger", "target"),
+    [(c.StartMob(), "start", "running"), (c.StopMob(), "stop", "stopped"), (c.ResumeMob(), "resume", "running")],
+    ids=["start", "stop", "resume"],
+)
+def test_a_mob_that_is_being_destroyed_is_neither_started_nor_stopped(
+    command: c.Command, trigger: str, target: str
+) -> None:
+    scene = crowd()
+    scene.do(c.DestroyMob())
+    with pytest.raises(InvalidTransition) as refused:
+        scene.do(command)
+    assert refused.value.message == f"{trigger} is not legal: the mob is being destroyed"
+    assert refused.value.details == {"from": "running", "to": target, "allowed": "", "pending": "destroy"}
 
 
 # Resetting.

@@ -9,7 +9,7 @@ from mobd_server.machines import operation
 from mobd_server.machines.admission import refuse
 from mobd_server.machines.answers import MobView
 from mobd_server.machines.draft import Draft
-from mobd_server.machines.lifecycle import Fields, Trigger, legal_phases, require_phase, step
+from mobd_server.machines.lifecycle import NAMED, Fields, Trigger, require_phase, step
 from mobd_server.machines.records import MobRow, Record
 from mobd_server.machines.sharing import rebalance
 from mobd_server.machines.state import Mob, Pending
@@ -58,7 +58,8 @@ def resume(d: Draft, command: c.ResumeMob) -> MobView:
 
 def _move(d: Draft, trigger: Trigger, event: e.Event) -> MobView:
     if d.mob.pending != "none":
-        refuse(d.mob, trigger, "running" if trigger != "stop" else "stopped", legal_phases(trigger))
+        # What is pending forbids it, whatever the phase.
+        refuse(d.mob, trigger, NAMED[trigger], ())
     require_phase(fields(d.mob), trigger)
     d.emit(event)
     rebalance(d)
