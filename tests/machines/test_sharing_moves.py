@@ -3,6 +3,7 @@
 from tests.machines.scene import Scene
 from tests.machines.stage import Stage, named
 
+from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import Reaction, SendAssign, SendUnassign
 
@@ -142,3 +143,82 @@ def test_those_behind_who_must_be_alone_run_when_it_moves_away() -> None:
     scene.join("second")
     assert scene.kinds == ["attachment_opened", "executor_released", "executor_assigned", "run_started"]
     assert scene.batch("c") == ["i1"]
+
+
+# To whom.
+
+
+def test_who_moves_goes_to_the_agent_with_the_fewest_runs_then_members_then_to_the_oldest() -> None:
+    stage, _ = busy("a", "b")
+    for name, members in (("busy", "xy"), ("old", "pq"), ("young", "uv"), ("crowd", "klm")):
+        stage.agent(name, capacity=2, serves=[*map(named, members), named("b")])
+        stage.spawn(*members, of="lead")
+        stage.confirm(*members)
+    # It has as many members as the others, and a run.
+    stage.accepted("x", "i1")
+    stage.accepted("b", "i1")
+    assert stage.attachment(stage.agent_of("b") or "").host_id == "old"
+
+
+# Who comes into the place of a member that has nothing left to do.
+
+
+def test_a_member_with_nothing_left_to_do_leaves_a_full_agent_for_who_waits() -> None:
+    stage, agent = Stage(), ""
+    stage.spawn("a", "b")
+    agent = stage.agent(max_members=1)
+    stage.accepted("a", "i1")
+    stage.accepted("b", "i1")
+    fence = stage.executor("a").fence
+    stage.finish(stage.run_of("a"))
+    assert stage.events[1:] == [
+        e.ExecutorReleased("a", agent, fence, ROOM),
+        e.ExecutorAssigned("b", agent, stage.executor("b").fence),
+    ]
+    assert told(stage)[0] == SendUnassign(agent, "a", fence, ROOM)
+
+
+def test_an_agent_that_is_away_gets_nobody_when_its_run_ends() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    agent = stage.agent(max_members=1)
+    stage.accepted("a", "i1")
+    stage.accepted("b", "i1")
+    stage.suspend(agent)
+    stage.finish(stage.run_of("a"))
+    assert stage.kinds == ["run_settled"]
+    assert (stage.agent_of("a"), stage.agent_of("b")) == (agent, None)
+
+
+def test_an_agent_that_takes_who_waits_takes_nobody_from_another_besides() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    first = stage.agent("first", capacity=1, max_members=2)
+    second = stage.agent("second", capacity=1)
+    stage.spawn("x", "w")
+    stage.confirm("x")
+    for member_id in ("a", "x", "w", "b"):
+        stage.accepted(member_id, "i1")
+    stage.do(c.Decline(second, "w", stage.executor("w").fence))
+    assert (stage.agent_of("b"), stage.agent_of("w")) == (first, None)
+    stage.finish(stage.run_of("x"))
+    assert stage.kinds == ["run_settled", "executor_assigned"]
+    assert (stage.agent_of("b"), stage.agent_of("w")) == (first, second)
+
+
+def test_an_agent_whose_member_goes_on_takes_another_that_it_can_run_beside_it() -> None:
+    scene = Scene("a", "b")
+    first = scene.serve("first", capacity=1)
+    second = scene.join("second", capacity=2)
+    scene.spawn("x")
+    scene.confirm("x")
+    scene.put("a", "i1")
+    scene.put("x", "i1", "i2")
+    # Nobody moves away from an agent that is not there; when it is, it has taken up its run.
+    scene.suspend(first)
+    scene.put("b", "i1")
+    scene.join("first", capacity=1, held=[scene.run_of("a").run_id])
+    assert scene.agent_of("b") == first
+    scene.settle(scene.run_of("x"))
+    assert scene.kinds == ["run_settled", "run_started", "executor_released", "executor_assigned"]
+    assert (scene.batch("x"), scene.agent_of("b")) == (["i2"], second)

@@ -271,12 +271,12 @@ def assigned(mob: Mob, undo: Undo, record: Record, event: e.ExecutorAssigned) ->
     undo.touch(member)
     undo.touch(mob)
     mob.fences = event.executor_fence
+    # Until its agent has confirmed it waits for nothing else.
     unlist(mob, undo, member)
     set_timer(mob, undo, "drain", member.member_id, member.drain_until)
     member.drain_until = 0
     member.executor = Executor(event.attachment_id, event.executor_fence)
     undo.put(mob.attachments[event.attachment_id].members, member.member_id, event.executor_fence)
-    relist(mob, undo, member, record.seq)
 
 
 def confirmed(mob: Mob, undo: Undo, record: Record, event: e.ExecutorConfirmed) -> None:

@@ -1,0 +1,142 @@
+"""What an agent is sent for a member and for a run, in whole, and how many runs one decision starts."""
+
+import pytest
+from msgspec import Raw
+from msgspec.structs import replace
+from tests.machines.scene import Scene
+from tests.machines.stage import SECOND, Stage, named, role, text
+
+from mobd_server.machines import commands as c
+from mobd_server.machines import events as e
+from mobd_server.machines.answers import Again, BatchDelivered, RunInput, SendAssign, SendStartRun
+from mobd_server.machines.placement import run_inputs
+from mobd_server.machines.state import EMPTY_DIGEST, Definition, Profile
+
+
+def test_an_agent_is_sent_all_that_it_must_know_of_a_member() -> None:
+    scene = Scene(timeout_s=60)
+    context = Raw(b'{"deep":[null]}')
+    scene.do(c.SpawnMember(c.MemberSpec("a", "analyst", context=context)))
+    scene.spawn("b")
+    agent = scene.join()
+    profile = scene.mob.definition.profiles["analyst"]
+    assert profile.run_timeout_s == 60
+    first, second = scene.sent(SendAssign)
+    assert first == SendAssign(
+        agent,
+        "a",
+        fence=3,
+        confirmed=False,
+        profile=profile,
+        context=context,
+        generation=0,
+        fence_token=1,
+        session_id=scene.member("a").session_id,
+        message_count=0,
+        digest=EMPTY_DIGEST,
+    )
+    assert second == replace(
+        first, member_id="b", fence=4, context=None, fence_token=2, session_id=scene.member("b").session_id
+    )
+    assert first.session_id != second.session_id
+    assert scene.events[1:] == [e.ExecutorAssigned("a", agent, 3), e.ExecutorAssigned("b", agent, 4)]
+
+
+def test_an_agent_is_sent_how_long_the_transcript_of_a_member_is() -> None:
+    stage = Stage()
+    stage.spawn("a")
+    first = stage.agent()
+    stage.accepted("a", "i1")
+    stage.finish(stage.run_of("a"), messages=['{"role":"user"}', '{"role":"assistant"}'])
+    stage.leave(first)
+    stage.attach("other")
+    (assign,) = stage.sent(SendAssign)
+    assert (assign.message_count, assign.digest) == (2, "digest-2")
+
+
+def test_an_agent_is_sent_all_that_it_must_know_of_a_run() -> None:
+    scene = Scene(timeout_s=60)
+    scene.spawn("a")
+    scene.put("a", "i1")
+    about = Raw(b'{"intent":"review"}')
+    scene.put("a", "i2", kind="peer_request", intent="review", correlation_id="c1", about=about)
+    agent = scene.serve()
+    run = scene.run_of("a")
+    assert run.run_id.startswith("run-")
+    assert scene.event(e.RunStarted) == e.RunStarted(
+        "a",
+        run.run_id,
+        agent,
+        run.fence,
+        [scene.canonical("i1"), scene.canonical("i2")],
+        [1, 1],
+        deadline=scene.now + 60 * SECOND,
+    )
+    content = text("hello")
+    assert scene.sent(SendStartRun) == [
+        SendStartRun(
+            agent,
+            run.run_id,
+            run.fence,
+            "a",
+            [
+                RunInput(scene.canonical("i1"), "i1", content, "anonymous", 1),
+                RunInput(scene.canonical("i2"), "i2", content, "anonymous", 1, "peer_request", "c1", about),
+            ],
+            None,
+            deadline=scene.now + 60 * SECOND,
+        )
+    ]
+
+
+def test_a_run_is_traced_as_the_delivery_of_its_first_input_was() -> None:
+    stage = Stage()
+    stage.spawn("a")
+    for n in (1, 2):
+        stage.decide(c.Deliver("a", f"i{n}", text("hello")), traceparent=f"trace-{n}")
+    stage.agent()
+    assert [one.traceparent for one in stage.sent(SendStartRun)] == ["trace-1"]
+
+
+def test_every_input_of_a_run_has_its_attempt() -> None:
+    stage = Stage()
+    stage.spawn("a")
+    stage.agent()
+    stage.accepted("a", "i1")
+    for attempts in ([], [1, 1]):
+        with pytest.raises(ValueError, match="zip"):
+            run_inputs(stage.run_of("a").inputs, attempts)
+
+
+def test_a_member_whose_role_the_definition_has_no_more_is_served_without_a_limit() -> None:
+    scene = Scene("a", timeout_s=60)
+    # No command leads there.
+    scene.mob.definition = Definition("mob")
+    scene.attach(serves=[named("a")])
+    assert [one.profile for one in scene.sent(SendAssign)] == [Profile("analyst")]
+    scene.confirm("a")
+    scene.put("a", "i1")
+    assert scene.event(e.RunStarted).deadline == 0
+
+
+def test_what_one_decision_cannot_start_follows_in_the_next() -> None:
+    stage = Stage()
+    names = [f"m{n:04}" for n in range(1_901)]
+    for part in (names[:1_000], names[1_000:]):
+        stage.do(c.SpawnMembers([c.MemberSpec(name, "analyst") for name in part]))
+    terms = c.Attach("h", "1", 2_000, 2_000, [role("analyst")])
+    agent = stage.attach(capacity=2_000, max_members=2_000)
+    while stage.sent(Again):
+        stage.do(c.Continue())
+    stage.confirm(*names)
+    stage.suspend(agent)
+    for part in (names[:1_000], names[1_000:]):
+        stage.do(c.DeliverBatch([c.Deliver(name, "i1", text("hello")) for name in part]), BatchDelivered)
+    assert stage.mob.runs == {}
+    stage.do(terms)
+    assert [one.member_id for one in stage.all(e.RunStarted)] == names[:1_900]
+    assert stage.reactions[-1] == Again()
+    stage.connected.add(agent)
+    stage.do(c.Continue())
+    assert [one.member_id for one in stage.all(e.RunStarted)] == names[1_900:]
+    assert stage.sent(Again) == []
