@@ -318,7 +318,14 @@ def _input_replaced(facts: Facts, event: Plain) -> None:
         facts.breach(SETTLEMENT, f"input {one.canonical} gives its place to one that does not follow", event, newer)
     elif accepted.get("supersession_key") != one.event.get("input_accepted", {}).get("supersession_key"):
         facts.breach(SETTLEMENT, f"input {one.canonical} gives its place to one of another key", event, newer)
+    _still(facts, one, fact.get("attempt", 0), event)
     _end(facts, one, event["kind"].removeprefix("input_"), event)
+
+
+def _still(facts: Facts, one: InputFact, attempt: int, event: Plain) -> None:
+    """Check what is said of an input that ends while it waits: it has the attempts that it had."""
+    if attempt != one.attempts:
+        facts.breach(ATTEMPTS, f"input {one.canonical} ends with {attempt} attempts, and had {one.attempts}", event)
 
 
 def _input_abandoned(facts: Facts, event: Plain) -> None:
@@ -326,7 +333,9 @@ def _input_abandoned(facts: Facts, event: Plain) -> None:
     names = fact.get("canonical_input_ids", [])
     if names != member.waiting:
         facts.breach(LANE_ORDER, f"given up are {names[:5]}…, and {member.waiting[:5]}… waited", event)
-    for name in names:
+    attempts = fact.get("attempts") or [0] * len(names)
+    for name, attempt in zip(names, attempts, strict=True):
+        _still(facts, _input(facts, name, event), attempt, event)
         _end(facts, _input(facts, name, event), "abandoned", event, fact.get("reason", ""))
     member.lanes = {QUEUE: [], STEER: []}
     _give_up(member, fact.get("reason", ""), len(names))

@@ -146,6 +146,7 @@ class Inputs(Facts):
         coalesced = old.kind == "peer_response_progress"
         assert isinstance(event, e.InputCoalesced) == coalesced
         assert event.by not in self.inputs
+        assert event.attempt == old.attempts
         member.lanes[old.lane].remove(event.canonical_input_id)
         self.end(member, event.canonical_input_id, "coalesced" if coalesced else "superseded", record)
 
@@ -154,6 +155,8 @@ class Inputs(Facts):
     def _input_abandoned(self, event: e.InputAbandoned, record: Record) -> None:
         member = self.members[event.member_id]
         assert event.canonical_input_ids == member.waiting != []
+        attempts = [self.inputs[one].attempts for one in event.canonical_input_ids]
+        assert event.attempts == (attempts if any(attempts) else [])
         match self.command:
             case c.Wake():
                 assert 0 < member.drain_until <= record.at

@@ -111,9 +111,9 @@ EVENTS: list[e.Event] = [
         about=Raw(b'{"intent":"look"}'),
         consumed=True,
     ),
-    e.InputSuperseded("a", "in-1", "in-2"),
-    e.InputCoalesced("a", "in-1", "in-2"),
-    e.InputAbandoned("a", ["in-1"], "destroyed"),
+    e.InputSuperseded("a", "in-1", "in-2", 2),
+    e.InputCoalesced("a", "in-1", "in-2", 1),
+    e.InputAbandoned("a", ["in-1"], "destroyed", [1]),
     e.RunStarted(
         "a", "run-1", "att-1", 2, ["in-1"], [1], lane="steer", stamp=Stamp("run_checkpoint"), deadline=7_000_000
     ),

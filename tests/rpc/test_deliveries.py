@@ -150,6 +150,26 @@ async def test_a_newer_input_takes_the_place_of_a_waiting_one(peer: Speaker, for
     assert (told.input_replaced.canonical_input_id, told.input_replaced.replaced_by) == (last.canonical_input_id, new)
 
 
+@pytest.mark.parametrize("state", ["SUPERSEDED", "ABANDONED"])
+async def test_an_input_that_ends_while_it_waits_keeps_the_attempts_that_failed(peer: Speaker, state: str) -> None:
+    await peer.create("m", "a")
+    await peer.deliver("a", "old", supersession_key="s")
+    watch = peer.bridge.WatchInput(
+        bridge_pb2.WatchInputRequest(mob_id="m", member_id="a", input_id="old"), timeout=TIMEOUT_S
+    )
+    async with RawAgent(peer) as agent:
+        await agent.fail(await agent.accept_run(), retryable=True)
+        while (seen := (await watch.read()).input).state != bridge_pb2.INPUT_STATE_QUEUED or not seen.attempt:
+            pass
+        if state == "SUPERSEDED":
+            await peer.deliver("a", "new", supersession_key="s")
+        else:
+            await peer.members.RespawnMember(members_pb2.RespawnMemberRequest(mob_id="m", member_id="a"))
+    last = (await rest_of(watch))[-1].input
+    assert (last.state, last.attempt) == (bridge_pb2.InputState.Value(f"INPUT_STATE_{state}"), 1)
+    assert await get(peer, "old") == last
+
+
 async def test_inputs_are_listed_by_member_and_state(peer: Speaker) -> None:
     await peer.create("m", "a", "b")
     await peer.deliver("b", "b1")

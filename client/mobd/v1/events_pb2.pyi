@@ -1242,19 +1242,23 @@ class InputReplaced(_message.Message):
 
     CANONICAL_INPUT_ID_FIELD_NUMBER: _builtins.int
     REPLACED_BY_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     canonical_input_id: _builtins.str
     """The server's name of the input that ended."""
     replaced_by: _builtins.str
     """The server's name of the newer one."""
+    attempt: _builtins.int
+    """How many runs were started with the one that ended."""
     def __init__(
         self,
         *,
         canonical_input_id: _builtins.str = ...,
         replaced_by: _builtins.str = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_input_id", b"canonical_input_id", "replaced_by", b"replaced_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "canonical_input_id", b"canonical_input_id", "replaced_by", b"replaced_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1268,21 +1272,27 @@ class InputAbandoned(_message.Message):
 
     CANONICAL_INPUT_IDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why."""
     @_builtins.property
     def canonical_input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The server's names of the inputs."""
 
+    @_builtins.property
+    def attempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many runs were started with each of them; empty if none was with any."""
+
     def __init__(
         self,
         *,
         canonical_input_ids: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
+        attempts: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_input_ids", b"canonical_input_ids", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "canonical_input_ids", b"canonical_input_ids", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

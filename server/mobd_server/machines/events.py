@@ -282,6 +282,8 @@ class InputSuperseded(Event, frozen=True, gc=False):
     member_id: str
     canonical_input_id: str
     by: str
+    # Runs that were started with it.
+    attempt: int = 0
 
 
 class InputCoalesced(Event, frozen=True, gc=False):
@@ -291,6 +293,8 @@ class InputCoalesced(Event, frozen=True, gc=False):
     member_id: str
     canonical_input_id: str
     by: str
+    # Runs that were started with it.
+    attempt: int = 0
 
 
 class InputAbandoned(Event, frozen=True, gc=False):
@@ -300,6 +304,8 @@ class InputAbandoned(Event, frozen=True, gc=False):
     member_id: str
     canonical_input_ids: list[str]
     reason: str
+    # Of each of them, the runs that were started with it; left out where none was started with any.
+    attempts: list[int] = []
 
 
 class RunStarted(Event, frozen=True, gc=False):

@@ -109,7 +109,8 @@ def _accept(d: Draft, member: Member, command: c.Deliver, canonical: str, replac
     silent = kind == "peer_request" and profile is not None and command.intent in profile.silent_intents
     if replaced is not None:
         ended = e.InputCoalesced if policy.queue == "coalesce" else e.InputSuperseded
-        d.emit(ended(member.member_id, replaced.canonical_input_id, canonical), member.member_id)
+        event = ended(member.member_id, replaced.canonical_input_id, canonical, replaced.attempts)
+        d.emit(event, member.member_id)
     return d.emit(
         e.InputAccepted(
             member.member_id,
@@ -248,10 +249,12 @@ def end_input(undo: Undo, member: Member, key: str, record: Record) -> None:
 
 def abandon_waiting(d: Draft, member: Member, reason: str) -> int:
     """Give up everything that waits; return how many inputs those were."""
-    ids = [one.canonical_input_id for one in waiting(member)]
-    if ids:
-        d.emit(e.InputAbandoned(member.member_id, ids, reason), member.member_id)
-    return len(ids)
+    inputs = waiting(member)
+    if inputs:
+        ids, attempts = [one.canonical_input_id for one in inputs], [one.attempts for one in inputs]
+        event = e.InputAbandoned(member.member_id, ids, reason, attempts if any(attempts) else [])
+        d.emit(event, member.member_id)
+    return len(inputs)
 
 
 def abandoned(mob: Mob, undo: Undo, record: Record, event: e.InputAbandoned) -> None:

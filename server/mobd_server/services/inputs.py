@@ -89,10 +89,11 @@ def advanced(view: InputView, news: Sequence[Record]) -> InputView:
             _settle(view, event, record.at)
         elif isinstance(event, e.InputAbandoned):
             view.state, view.reason, view.ended_at = "abandoned", event.reason, record.at
-        elif isinstance(event, e.InputSuperseded):
-            view.state, view.replaced_by, view.ended_at = "superseded", event.by, record.at
-        elif isinstance(event, e.InputCoalesced):
-            view.state, view.replaced_by, view.ended_at = "coalesced", event.by, record.at
+            if event.attempts:
+                view.attempt = event.attempts[event.canonical_input_ids.index(view.canonical_input_id)]
+        elif isinstance(event, e.InputSuperseded | e.InputCoalesced):
+            view.state = "superseded" if isinstance(event, e.InputSuperseded) else "coalesced"
+            view.replaced_by, view.attempt, view.ended_at = event.by, event.attempt, record.at
     return view
 
 

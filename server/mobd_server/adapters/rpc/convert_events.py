@@ -194,11 +194,13 @@ def _input_accepted(to: events_pb2.Event, event: e.InputAccepted) -> None:
 def _input_replaced(to: events_pb2.Event, event: e.InputSuperseded | e.InputCoalesced) -> None:
     to.input_replaced.canonical_input_id = event.canonical_input_id
     to.input_replaced.replaced_by = event.by
+    to.input_replaced.attempt = event.attempt
 
 
 def _input_abandoned(to: events_pb2.Event, event: e.InputAbandoned) -> None:
     to.input_abandoned.canonical_input_ids.extend(event.canonical_input_ids)
     to.input_abandoned.reason = event.reason
+    to.input_abandoned.attempts.extend(event.attempts)
 
 
 def _run_started(to: events_pb2.Event, event: e.RunStarted) -> None:
