@@ -183,7 +183,7 @@ def decide(state: Mob, command: c.Command, context: c.Context, epoch: int) -> De
     events are in `would`.
     """
     if context.request_id is not None and not context.validate_only:
-        seq = _replay(state, context)
+        seq = _replay(state, context, context.request_id)
         if seq:
             return Decided(None, None, [], seq)
     draft = Draft(state, context, _evolve)
@@ -247,7 +247,7 @@ def fold(state: Mob, record: Record) -> None:
     if record.seq != state.head + 1:
         raise ValueError(f"event {record.seq} does not follow event {state.head}")
     _evolve(state, NO_UNDO, record)
-    if record.request_id is not None and record.request_hash is not None:
+    if record.request_id is not None:
         _remember(state, NO_UNDO, record)
 
 
@@ -270,25 +270,29 @@ def _request_key(principal: str, request_id: str) -> str:
     return f"{principal}\n{request_id}"
 
 
-def _replay(state: Mob, context: c.Context) -> int:
-    known = state.requests.get(_request_key(context.principal, context.request_id or ""))
+def _replay(state: Mob, context: c.Context, request_id: str) -> int:
+    known = state.requests.get(_request_key(context.principal, request_id))
     if known is None or known.at < context.now - REQUESTS_US:
         return 0
     if known.request_hash != context.request_hash:
         raise RequestConflict(
-            f"request_id '{context.request_id}' was used for another request: use a new request_id for a new request",
-            {"request_id": context.request_id or "", "cursor": str(known.seq)},
+            f"request_id '{request_id}' was used for another request: use a new request_id for a new request",
+            {"request_id": request_id, "cursor": str(known.seq)},
         )
     return known.seq
 
 
 def _remember(state: Mob, undo: Undo, record: Record) -> None:
-    key = _request_key(record.principal, record.request_id or "")
+    request_id, request_hash = record.request_id, record.request_hash
+    if request_id is None or request_hash is None:
+        # Without a hash nobody could tell whether it is the same request.
+        return
+    key = _request_key(record.principal, request_id)
     if key in state.requests:
         # An older request of that key was too old to count.
         at = state.request_order.index(key)
         undo.splice(state.request_order, at, at + 1, ())
-    undo.put(state.requests, key, Ledger(record.request_hash or "", record.seq, record.at))
+    undo.put(state.requests, key, Ledger(request_hash, record.seq, record.at))
     undo.append(state.request_order, key)
     if len(state.request_order) > REQUESTS:
         undo.drop(state.requests, state.request_order[0])

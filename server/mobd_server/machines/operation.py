@@ -292,7 +292,7 @@ def ended(
 def mob_ended(mob: Mob, undo: Undo, record: Record) -> None:
     """The mob is destroyed: nobody can move what still lives, so it ends."""
     for owner in sorted(mob.owned):
-        for operation_id in list(mob.owned.get(owner, ())):
+        for operation_id in list(mob.owned[owner]):
             _end(mob, undo, record, mob.operations[operation_id], "terminated", reason="the mob was destroyed")
 
 

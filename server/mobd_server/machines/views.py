@@ -73,7 +73,7 @@ def kickoff_complete(member: Member) -> bool:
     """Whether the input that the member was spawned with has ended, or there was none."""
     name = member.initial_input_id
     known = find(member, input_key(name)) if name else None
-    return known is None or known.end_seq > 0
+    return known is None or known.end_seq != 0
 
 
 def is_final(member: Member) -> bool:
