@@ -234,6 +234,7 @@ def test_the_newest_acceptance_that_was_forgotten_stays_known(more: int) -> None
         (KEEP, 4, 2, 2),
         (KEEP, 100, 99, KEEP),
         # What is more than the newest ones goes at any time.
+        (KEEP + 1, 1, 9, 1),
         (KEEP + 3, 1, 9, 3),
         (KEEP + 3, 3, 9, 3),
         (KEEP + 3, 6, 9, 5),

@@ -37,7 +37,7 @@ class Undo:
     __slots__ = ("_log", "_touched")
 
     def __init__(self) -> None:
-        self._log: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._log: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         # Parts are told apart by identity; they are kept alive, so that no identity is used twice.
         self._touched: dict[int, Struct] = {}
 
@@ -70,7 +70,7 @@ class Undo:
 
     def append(self, items: list[T], item: T) -> None:
         """Add `item` at the end."""
-        self._log.append((_unsplice, (items, len(items), 1, [])))
+        self._log.append((items.pop, ()))
         items.append(item)
 
     def rollback(self) -> None:
