@@ -406,7 +406,7 @@ def _end(
     operation: Operation,
     status: OperationStatus,
     *,
-    reason: str = "",
+    reason: str,
     error: str = "",
     result: Raw = NOTHING,
     is_error: bool = False,
