@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 from tests.machines.scene import Scene
-from tests.machines.stage import Stage, named, role, state_bytes
+from tests.machines.stage import NOW, Stage, named, role, state_bytes
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
@@ -21,7 +21,7 @@ from mobd_server.machines.answers import (
     SendUnassign,
     ServeOutcome,
 )
-from mobd_server.machines.state import SUPERSEDED_KEPT
+from mobd_server.machines.state import SUPERSEDED_KEPT, Attachment
 
 
 def with_members(*member_ids: str) -> Stage:
@@ -39,6 +39,48 @@ def served_twice(*member_ids: str) -> tuple[Stage, str, str]:
 
 def without_settlements(stage: Stage) -> list[e.Event]:
     return [event for event in stage.events if not isinstance(event, e.RunSettled)]
+
+
+# Attaching.
+
+
+def test_an_agent_is_stored_with_its_terms() -> None:
+    stage = with_members("a")
+    serves = [role("analyst"), named("b"), role("lead")]
+    answer = stage.do(c.Attach("h", "life", 2, 3, serves, steers=True), Attached)
+    agent = answer.attachment_id
+    fence = stage.executor("a").fence
+    assert answer == Attached(
+        agent,
+        resumed=False,
+        log_id="log",
+        serves=[
+            ServeOutcome(serves[0], assigned=1),
+            ServeOutcome(serves[1], waiting="member 'b' does not exist yet"),
+            ServeOutcome(serves[2], waiting="no member of role 'lead' exists yet"),
+        ],
+    )
+    assert stage.events == [
+        e.AttachmentOpened(agent, "h", "life", 2, 3, serves, steers=True),
+        e.ExecutorAssigned("a", agent, fence),
+    ]
+    assert [type(one) for one in stage.reactions] == [SendAssign]
+    seq = stage.mob.head - 1
+    stored = Attachment(
+        agent, "h", "life", 2, 3, serves, ["analyst", "lead"], ["b"], seq, NOW, {"a": fence}, [], [], steers=True
+    )
+    assert stage.attachment(agent) == stage.replayed().attachments[agent] == stored
+
+
+def test_the_next_incarnation_gets_all_that_the_one_before_had_at_once() -> None:
+    stage = with_members("a", "b")
+    old = stage.agent()
+    stage.accepted("b", "i1")
+    stage.attach("other", serves=[role("lead")])
+    new = stage.attach(incarnation="2")
+    assert [type(one) for one in stage.reactions] == [EndStream, SendAssign, SendAssign]
+    assert (stage.agent_of("a"), stage.agent_of("b")) == (new, new)
+    assert old not in stage.mob.attachments
 
 
 # Coming back.

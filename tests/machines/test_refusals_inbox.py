@@ -6,7 +6,7 @@ from typing import Any, Final
 import pytest
 from msgspec import Raw
 from tests.machines.scene import Scene
-from tests.machines.stage import DAY, text
+from tests.machines.stage import DAY, NOW, text
 
 from mobd_server.errors import DecisionTooLarge, MemberNotFound
 from mobd_server.machines import commands as c
@@ -15,6 +15,8 @@ from mobd_server.machines.answers import Accepted, BatchDelivered, Deduplicated,
 from mobd_server.machines.inbox import QUEUE_BYTES, QUEUE_INPUTS
 
 OLD: Final = "00000000-0001-7000-8000-000000000000"
+# Minted when the input was accepted that `forgetful` forgets: NOW, in milliseconds.
+LAST_OLD: Final = f"{NOW // 1_000:012x}"[:8] + "-" + f"{NOW // 1_000:012x}"[8:] + "-7000-8000-000000000000"
 
 
 def resting() -> Scene:
@@ -87,6 +89,13 @@ REFUSED: Final[dict[str, tuple[Callable[[], Scene], c.Deliver, Rejected]]] = {
         forgetful,
         c.Deliver("a", OLD, text("hello")),
         Rejected("input_forgotten", f"input_id '{OLD}' is older than what is remembered: whether it ran can't be told"),
+    ),
+    "an id of the millisecond up to which is forgotten": (
+        forgetful,
+        c.Deliver("a", LAST_OLD, text("hello")),
+        Rejected(
+            "input_forgotten", f"input_id '{LAST_OLD}' is older than what is remembered: whether it ran can't be told"
+        ),
     ),
     "as many as may wait": (
         lambda: filled(QUEUE_INPUTS, 2),
@@ -180,5 +189,5 @@ def test_what_is_behind_a_failed_input_runs_when_that_is_replaced() -> None:
     assert scene.member("a").run_id is None, "the failed one is tried again first"
     scene.put("a", "k2", supersession_key="k")
     assert scene.kinds == ["input_superseded", "input_accepted", "run_started"]
-    assert scene.event(e.InputSuperseded) == e.InputSuperseded("a", scene.canonical("k1"), scene.canonical("k2"))
+    assert scene.event(e.InputSuperseded) == e.InputSuperseded("a", scene.canonical("k1"), scene.canonical("k2"), 1)
     assert scene.batch("a") == ["i2", "k2"]
