@@ -1,4 +1,4 @@
-"""Spawning, word for word: events, rows, the state of a new member, refusals, and how many get an agent at once."""
+"""Creating and spawning, word for word: events, rows, new members, refusals, and how many get an agent at once."""
 
 from collections.abc import Callable
 from typing import Final
@@ -8,15 +8,17 @@ from msgspec import Raw
 from tests.machines.scene import Scene
 from tests.machines.stage import DAY, text
 
-from mobd_server.errors import MemberExists, MobFull, ProfileNotFound, Refused
+from mobd_server.errors import MemberExists, MobExists, MobFull, ProfileNotFound, Refused
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import Again, EnsuredMember, MemberView, SpawnedMembers, SpawnRefusal
 from mobd_server.machines.decision import new_mob
 from mobd_server.machines.draft import MAX_EVENTS
+from mobd_server.machines.lifecycle import Fields
+from mobd_server.machines.mob import fields
 from mobd_server.machines.records import MobRow, SessionRow
 from mobd_server.machines.roster import MEMBERS, MEMBERS_AT_ONCE
-from mobd_server.machines.state import EMPTY_DIGEST, Definition, Member, Profile
+from mobd_server.machines.state import EMPTY_DIGEST, Definition, Member, Mob, Profile
 from mobd_server.machines.views import view_member, view_mob
 
 GIVEN: Final = c.MemberSpec("a", "analyst", {"team": "red"}, Raw(b'{"x":1}'), text("begin"))
@@ -46,6 +48,18 @@ def test_a_mob_is_created_with_its_row() -> None:
     )
     assert (scene.mob.definition, scene.mob.labels) == (definition, {"b": "2", "a": "1"})
     assert (scene.mob.log_id, scene.mob.created_at) == ("log-2", scene.now)
+
+
+def test_the_table_of_the_lifecycle_reads_phase_flow_runs_and_cleanup() -> None:
+    assert fields(Mob("mob", "stopped", 2, cleanup_pending=True)) == Fields("stopped", 2, cleanup_pending=True)
+    assert fields(Mob("mob", "running")) == Fields("running", 0, cleanup_pending=False)
+
+
+def test_a_mob_is_created_once() -> None:
+    scene = Scene()
+    with pytest.raises(MobExists) as refused:
+        scene.do(c.CreateMob(Definition(), {}, "other"))
+    assert (refused.value.message, refused.value.details) == ("mob 'mob' exists already", {"mob_id": "mob"})
 
 
 def test_a_member_is_spawned_with_all_of_its_names() -> None:
@@ -99,8 +113,8 @@ def test_a_name_that_is_spawned_again_keeps_what_was_remembered_of_it() -> None:
     scene.now += DAY + 1
     scene.put("a", "m2")
     scene.settle(scene.run_of("a"))
-    scene.retire("a")
     scene.retire("b")
+    scene.retire("a")
     before, fences = scene.former("a"), scene.mob.fences
     assert before.forgotten_at > 0
     scene.ids.count = 100
