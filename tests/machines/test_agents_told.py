@@ -88,7 +88,7 @@ def test_the_next_incarnation_gets_all_that_the_one_before_had_at_once() -> None
 
 def test_an_agent_that_comes_back_is_told_all_that_it_was_told_at_first() -> None:
     stage = with_members("a", "b")
-    serves = [role("analyst"), named("nobody")]
+    serves = [role("analyst"), named("nobody"), named("a")]
     attach = c.Attach("h", "1", 8, 100, serves)
     first = stage.do(attach, Attached)
     assert first.attachment_id.startswith("att-")
@@ -103,6 +103,7 @@ def test_an_agent_that_comes_back_is_told_all_that_it_was_told_at_first() -> Non
     assert again.serves == [
         ServeOutcome(serves[0], assigned=2),
         ServeOutcome(serves[1], waiting="member 'nobody' does not exist yet"),
+        ServeOutcome(serves[2], assigned=1),
     ]
     assert stage.append is None
 

@@ -1,5 +1,7 @@
 """What an agent is sent for a member and for a run, in whole, and how many runs one decision starts."""
 
+from typing import get_args
+
 import pytest
 from msgspec import Raw
 from msgspec.structs import replace
@@ -9,8 +11,8 @@ from tests.machines.stage import SECOND, Stage, named, role, text
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import Again, BatchDelivered, RunInput, SendAssign, SendStartRun
-from mobd_server.machines.placement import run_inputs
-from mobd_server.machines.state import EMPTY_DIGEST, Definition, Profile
+from mobd_server.machines.placement import dispatches, run_inputs
+from mobd_server.machines.state import EMPTY_DIGEST, Definition, Mob, Pending, Phase, Profile
 
 
 def test_an_agent_is_sent_all_that_it_must_know_of_a_member() -> None:
@@ -140,3 +142,66 @@ def test_what_one_decision_cannot_start_follows_in_the_next() -> None:
     stage.do(c.Continue())
     assert [one.member_id for one in stage.all(e.RunStarted)] == names[1_900:]
     assert stage.sent(Again) == []
+
+
+# Who is given to an agent.
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
+@pytest.mark.parametrize("pending", get_args(Pending))
+def test_runs_start_while_the_mob_runs_and_nothing_ends_what_waits(phase: Phase, pending: Pending) -> None:
+    starts = phase == "running" and pending in ("none", "complete", "retire_all")
+    assert dispatches(Mob("mob", phase=phase, pending=pending)) == starts
+
+
+def test_an_agent_that_serves_by_name_is_given_who_waits_longest_but_not_whom_it_declined() -> None:
+    stage = Stage()
+    stage.spawn("a", "b", "c")
+    for member_id in ("a", "c", "b"):
+        stage.accepted(member_id, "i1")
+    agent = stage.attach(serves=[named("nobody"), named("a"), named("b"), named("c")], max_members=1)
+    assert [one.member_id for one in stage.sent(SendAssign)] == ["a"]
+    stage.do(c.Decline(agent, "a", stage.executor("a").fence))
+    assert [one.member_id for one in stage.sent(SendAssign)] == ["c"]
+    stage.confirm("c")
+    stage.finish(stage.run_of("c"))
+    assert [one.member_id for one in stage.sent(SendAssign)] == ["b"], "a waits since it was declined"
+
+
+def test_an_agent_is_given_at_most_500_members_with_work_at_once() -> None:
+    stage = Stage()
+    names = [f"m{n:03}" for n in range(502)]
+    stage.do(c.SpawnMembers([c.MemberSpec(name, "analyst") for name in names]))
+    stage.do(c.DeliverBatch([c.Deliver(name, "i1", text("hello")) for name in names]))
+    stage.attach(max_members=1_000)
+    assert [one.member_id for one in stage.all(e.ExecutorAssigned)] == names[:500]
+    assert stage.sent(Again) == [Again()]
+    stage.do(c.Continue())
+    assert [one.member_id for one in stage.all(e.ExecutorAssigned)] == names[500:]
+    assert stage.sent(Again) == []
+
+
+def test_an_agent_is_given_half_of_what_the_decision_still_has_room_for() -> None:
+    stage = Stage()
+    stage.do(c.SpawnMembers([c.MemberSpec(f"m{n:03}", "analyst") for n in range(999)]))
+    stage.attach(max_members=1_000)
+    while stage.sent(Again):
+        stage.do(c.Continue())
+    stage.attach(max_members=1_000, incarnation="2")
+    # 1,900 are appended at most before a decision asks to be gone on with: 1,001 are, for what the old one leaves.
+    assert len(stage.all(e.ExecutorLost)) == 999
+    assert len(stage.all(e.ExecutorAssigned)) == 449
+
+
+def test_an_idle_member_of_a_full_agent_that_comes_back_leaves_for_one_with_work() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    agent = stage.agent(max_members=1)
+    fence = stage.executor("a").fence
+    stage.suspend(agent)
+    stage.accepted("b", "i1")
+    stage.attach(max_members=1)
+    assert stage.events == [
+        e.ExecutorReleased("a", agent, fence, "its place is needed for a member with work"),
+        e.ExecutorAssigned("b", agent, stage.executor("b").fence),
+    ]

@@ -1,7 +1,7 @@
 """Moves between agents, in whole: what goes where, what goes away for it, and who comes into the place that is left."""
 
 from tests.machines.scene import Scene
-from tests.machines.stage import Stage, named
+from tests.machines.stage import Stage, named, role, text
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
@@ -222,3 +222,60 @@ def test_an_agent_whose_member_goes_on_takes_another_that_it_can_run_beside_it()
     scene.settle(scene.run_of("x"))
     assert scene.kinds == ["run_settled", "run_started", "executor_released", "executor_assigned"]
     assert (scene.batch("x"), scene.agent_of("b")) == (["i2"], second)
+
+
+# From whom.
+
+
+def test_an_agent_that_comes_takes_who_waits_longest_wherever_that_is() -> None:
+    stage = Stage()
+    agents = [stage.agent(host, capacity=1, serves=[named(m) for m in ms]) for host, ms in (("h1", "ab"), ("h2", "cd"))]
+    stage.spawn("a", "b", "c", "d")
+    assert [stage.agent_of(m) for m in ("a", "b", "c", "d")] == [agents[0], agents[0], agents[1], agents[1]]
+    stage.confirm("a", "b", "c", "d")
+    for member_id in ("a", "c", "d", "b"):
+        stage.accepted(member_id, "i1")
+    stage.attach("late", capacity=1, serves=[named("b"), named("d")])
+    assert [one.member_id for one in stage.all(e.ExecutorReleased)] == ["d"]
+
+
+def test_nobody_is_taken_from_an_agent_that_is_away() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    away = stage.agent("away", capacity=1)
+    busy_one = stage.agent("busy", capacity=1, serves=[named("c"), named("d")])
+    stage.spawn("c", "d")
+    stage.confirm("c", "d")
+    for member_id in ("a", "b", "c", "d"):
+        stage.accepted(member_id, "i1")
+    assert (stage.agent_of("b"), stage.agent_of("d")) == (away, busy_one)
+    stage.suspend(away)
+    late = stage.agent("late", capacity=2, serves=[role("analyst"), named("d")])
+    assert (stage.agent_of("b"), stage.agent_of("d")) == (away, late)
+
+
+def test_an_agent_that_comes_back_takes_as_many_as_it_can_run_beside_what_it_runs() -> None:
+    scene = Scene("a", "b", "c", "d")
+    first = scene.serve("first", capacity=1)
+    second = scene.join("second", capacity=2)
+    scene.spawn("x")
+    scene.confirm("x")
+    scene.put("x", "i1")
+    scene.suspend(second)
+    for member_id in ("a", "b", "c", "d"):
+        scene.put(member_id, "i1")
+    scene.join("second", capacity=2, held=[scene.run_of("x").run_id])
+    assert [scene.agent_of(m) for m in ("a", "b", "c", "d")] == [first, second, first, first]
+
+
+def test_who_has_no_work_left_at_the_end_of_a_batch_is_not_given_an_agent() -> None:
+    stage = Stage()
+    free = stage.attach("free")
+    stage.suspend(free)
+    stage.spawn("a")
+    stage.connected.add(free)
+    work = c.Deliver("a", "i1", text("hello"), supersession_key="k")
+    rest = c.Deliver("a", "i2", text("never mind"), supersession_key="k", wake=False)
+    stage.do(c.DeliverBatch([work, rest]))
+    assert stage.kinds == ["input_accepted", "input_superseded", "input_accepted"]
+    assert stage.agent_of("a") is None

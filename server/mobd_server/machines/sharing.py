@@ -108,7 +108,7 @@ def borrow(d: Draft, there: Attachment) -> bool:
         return False
     best: tuple[tuple[int, str], Attachment] | None = None
     for here in d.mob.attachments.values():
-        if here is there or not here.ready or not d.is_connected(here.attachment_id):
+        if not d.is_connected(here.attachment_id):
             continue
         for entry in here.ready[:LOOK_AT]:
             if _may_move(d.mob.members[entry[1]], here, there):
