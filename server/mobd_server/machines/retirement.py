@@ -42,7 +42,7 @@ def retire_member(d: Draft, command: c.RetireMember) -> Retired:
         return Retired(already=True)
     check_fence(member, command.generation, command.fence_token)
     if command.interrupt_first and member.run_id is not None:
-        request(d, mob.runs[member.run_id], hard=False, reason="its member is retired")
+        request(d, mob.runs[member.run_id], reason="its member is retired")
     if member.lifecycle == "retiring":
         return Retired(0, count_pending(mob, member), True)
     return retire(d, member)
