@@ -217,7 +217,17 @@ def test_a_life_is_called_by_its_mob_role_and_member_unless_it_was_given_a_name(
     scene = Scene("a")
     first = scene.operation("a")
     assert (first.display_name, name_of(scene.mob, first)) == ("", "mob/analyst/a")
-    assert view(scene.mob, first).display_name == "mob/analyst/a"
+    assert view(scene.mob, first) == OperationView(
+        operation_id="op-2",
+        kind="mob_member_child",
+        owner="",
+        status="provisioning",
+        display_name="mob/analyst/a",
+        created_seq=3,
+        updated_seq=3,
+        created_at=NOW,
+        member_id="a",
+    )
     scene.do(c.DestroyRuntime("a"))
     scene.do(c.RegisterOperation("second", "a second life", kind="mob_member_child", member_id="a"))
     assert name_of(scene.mob, scene.operation("a")) == "a second life"
