@@ -1,11 +1,12 @@
 """Moves between agents, in whole: what goes where, what goes away for it, and who comes into the place that is left."""
 
+import pytest
 from tests.machines.scene import Scene
 from tests.machines.stage import Stage, named, role, text
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
-from mobd_server.machines.answers import Reaction, SendAssign, SendUnassign
+from mobd_server.machines.answers import Again, Reaction, SendAssign, SendUnassign
 
 MOVED = "another agent is free"
 ROOM = "its place is needed for a member with work"
@@ -279,3 +280,29 @@ def test_who_has_no_work_left_at_the_end_of_a_batch_is_not_given_an_agent() -> N
     stage.do(c.DeliverBatch([work, rest]))
     assert stage.kinds == ["input_accepted", "input_superseded", "input_accepted"]
     assert stage.agent_of("a") is None
+
+
+# Many at once.
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_what_one_decision_cannot_move_follows_in_the_next(more: int) -> None:
+    stage = Stage()
+    names = [f"m{n:03}" for n in range(1_000)]
+    stage.do(c.SpawnMembers([c.MemberSpec(name, "analyst") for name in names]))
+    first = stage.attach("first", capacity=1, max_members=1_000)
+    while stage.sent(Again):
+        stage.do(c.Continue())
+    stage.confirm(*names)
+    stage.do(c.DeliverBatch([c.Deliver(name, "i1", text("hello")) for name in names]))
+    # Without work, and first of all given to the agent that comes.
+    stage.spawn(*["idle"] * more)
+    second = stage.attach("second", capacity=1_000, max_members=1_001)
+    moved = 950 - more
+    assert len(stage.all(e.ExecutorReleased)) == moved
+    assert stage.reactions[-1] == Again()
+    stage.do(c.Continue())
+    assert len(stage.all(e.ExecutorReleased)) == 999 - moved
+    assert stage.sent(Again) == []
+    assert sorted(stage.attachment(first).members) == names[:1]
+    assert len(stage.attachment(second).members) == 999 + more

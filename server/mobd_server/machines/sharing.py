@@ -7,6 +7,7 @@ a run and with all that waits. At most one member moves for each run that ends, 
 
 from typing import Final
 
+from mobd_server.machines.answers import Again
 from mobd_server.machines.draft import Draft
 from mobd_server.machines.lanes import choose
 from mobd_server.machines.placement import (
@@ -81,9 +82,15 @@ def rebalance(d: Draft) -> None:
 
 
 def borrow_all(d: Draft, attachment: Attachment) -> None:
-    """Let an agent that has come borrow as many members as it can run."""
+    """Let an agent that has come borrow as many members as it can run.
+
+    What does not fit one decision follows in the next.
+    """
     for _ in range(attachment.capacity - len(attachment.runs)):
-        if d.room <= 0 or not borrow(d, attachment):
+        if d.room <= 0:
+            d.react(Again())
+            return
+        if not borrow(d, attachment):
             return
 
 
