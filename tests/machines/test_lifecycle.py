@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple, get_args
 
+import msgspec
 import pytest
 
 from mobd_server.errors import InvalidTransition
@@ -68,6 +69,7 @@ def test_every_trigger_in_every_phase_leaves_what_the_table_says(
         assert can_accept(fields, trigger)
         require_phase(fields, trigger)
         assert tuple(step(fields, trigger)) == after
+        assert msgspec.json.encode(step(fields, trigger)) == msgspec.json.encode(after), "a count is stored as a number"
         return
     row = ROWS[trigger]
     named = "running" if trigger == "finish_run" and phase in row.to else row.named
