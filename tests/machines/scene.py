@@ -169,6 +169,7 @@ class Scene(Stage):
         while (member := self.mob.members.get(member_id)) is not None and member.run_id is not None:
             batches.append(self.batch(member_id))
             self.settle(self.run_of(member_id))
+            assert len(batches) < 1_000, f"{member_id} runs the same again and again"
         return batches
 
     def operation(self, member_id: str) -> Operation:

@@ -70,7 +70,7 @@ def test_a_member_drains_what_it_has_and_everyone_sees_it_retired() -> None:
     assert scene.event(e.RuntimeRetired) == e.RuntimeRetired("a", 0, 3)
     assert [one.drain for one in scene.sent(SendRetire)] == [True]
     seen = []
-    while "a" in scene.mob.members:
+    while "a" in scene.mob.members and len(seen) < 3:
         view = view_member(scene.mob, scene.member("a"))
         seen.append((view.state, view.lifecycle, view.inputs_running, view.inputs_waiting))
         refused = scene.send("a", "late")
