@@ -69,7 +69,7 @@ def test_a_member_drains_what_it_has_and_everyone_sees_it_retired() -> None:
     assert scene.kinds == ["member_retiring", "runtime_retired"]
     assert scene.event(e.RuntimeRetired) == e.RuntimeRetired("a", 0, 3)
     assert [one.drain for one in scene.sent(SendRetire)] == [True]
-    seen = []
+    seen: list[tuple[str, str, int, int]] = []
     while "a" in scene.mob.members and len(seen) < 3:
         view = view_member(scene.mob, scene.member("a"))
         seen.append((view.state, view.lifecycle, view.inputs_running, view.inputs_waiting))
