@@ -231,3 +231,26 @@ def test_what_changes_nothing_hands_nothing_over_and_still_tells_agents() -> Non
     assert decided.reactions == [SendSettled("att-0", "run-0", "fenced")]
     assert decided.answer == RunAnswer("fenced")
     assert stage.mob.requests == {}
+
+
+# What every decision ends with.
+
+
+def test_who_drained_and_was_left_behind_leaves_when_the_mob_goes_on_and_not_before() -> None:
+    scene = Scene("a")
+    scene.serve()
+    scene.retire_runtime("a")
+    # As if there had been no room for its end in the decision that retired it.
+    scene.member("a").lifecycle = "retiring"
+    scene.do(c.Wake())
+    assert scene.kinds == []
+    scene.do(c.Continue())
+    assert scene.kinds == ["member_retired"]
+
+
+def test_a_completion_ends_with_whatever_decision_finds_nobody_left() -> None:
+    scene = Scene()
+    # As if the last member had just gone.
+    scene.mob.pending = "complete"
+    scene.do(c.Wake())
+    assert (scene.kinds, scene.mob.phase, scene.mob.pending) == (["mob_completed"], "completed", "none")
