@@ -371,7 +371,7 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
             ("append: head, SQLite", WON, "AND log_id = ? AND epoch = ? AND (head = ? OR 1)"),
             ("append: log, PostgreSQL", " AND mobs.log_id = v.log_id AND mobs.epoch", " AND mobs.epoch"),
             ("append: epoch, PostgreSQL", " AND mobs.epoch = v.epoch AND mobs.head", " AND mobs.head"),
-            ("append: head, PostgreSQL", " AND mobs.head = v.base\"", "\""),
+            ("append: head, PostgreSQL", ' AND mobs.head = v.base"', '"'),
         ],
     ),
 ]
