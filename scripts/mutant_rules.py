@@ -194,7 +194,7 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
         STEERS + CANCELS + ATTEMPTS,
         f"{MACHINES}/run.py",
         [
-            ("steer: taken in", "        if name not in taken:\n", "        if False:\n"),
+            ("steer: taken in", "        if name not in taken and ", "        if False and "),
             ("steer: order", "            sequence += 1\n", ""),
             ("steer: no attempt", ' or result.outcome == "returned"', ""),
             ("cancel: never again", 'return "cancelled" if asked and cause', 'return "cancelled" if False and cause'),
@@ -205,7 +205,7 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
             ),
             ("cancel: unasked", '        cause = "error"\n        run =', '        cause = "cancelled"\n        run ='),
             ("cancel: not sent again", '    if run.cancel != "none":\n        settle', "    if False:\n        settle"),
-            ("deadline: over", '    set_timer(mob, undo, "deadline", event.run_id, run.deadline, 0)\n', ""),
+            ("deadline: over", '    set_timer(mob, undo, "deadline", event.run_id, run.deadline)\n', ""),
         ],
     ),
     (
@@ -284,7 +284,11 @@ CHECKS: Final[list[tuple[tuple[str, ...], str, list[tuple[str, str, str]]]]] = [
                 '    if member.state == "destroyed":\n        return Destroyed',
                 "    if False:\n        return Destroyed",
             ),
-            ("destroy: run", "        settle(d, run, reason)\n", "        settle(d, run, 'released')\n"),
+            (
+                "destroy: run",
+                "settle(d, mob.runs[member.run_id], reason)",
+                "settle(d, mob.runs[member.run_id], 'released')",
+            ),
             ("respawn: generation", "member.member_id, generation + 1, mob", "member.member_id, generation, mob"),
             ("respawn: fence", "mob.fences + 1, session_id", "fence_token, session_id"),
             ("respawn: remembered", "        ended=old.ended,\n", ""),

@@ -2,6 +2,7 @@
 checker-mutants`.
 """
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,11 @@ def test_a_mutant_says_what_it_breaks_where_it_shows_and_who_tells(path: Path) -
     assert changes, "a mutant changes something"
     for change in changes:
         assert (root / change.split()[0].removeprefix("a/")).is_file()
+
+
+@pytest.mark.parametrize("path", PATCHES, ids=[path.stem for path in PATCHES])
+def test_a_mutant_fits_the_code(path: Path) -> None:
+    told = subprocess.run(
+        ["git", "apply", "--check", str(path)], cwd=path.parents[2], capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stderr) == (0, "")
