@@ -57,7 +57,8 @@ def _step(facts: Facts, event: Plain, kind: str) -> None:
     step = _STEPS.get(kind)
     if step is not None:
         step(facts, event)
-    if kind not in ("run_settled", "input_abandoned", "executor_released", "executor_lost"):
+    # A decision that somebody asked for ends with the event that names the request.
+    if kind not in ("run_settled", "input_abandoned", "executor_released", "executor_lost") or event.get("request_id"):
         member = facts.roster.get(event.get("member_id", ""))
         if member is not None:
             member.given_up.clear()
