@@ -2,12 +2,12 @@
 
 import msgspec
 import pytest
-from tests.machines.stage import SECOND, Stage, role, state_bytes
+from tests.machines.stage import SECOND, Stage, role, state_bytes, text
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import SendSettled, SendStartRun
-from mobd_server.machines.state import Run
+from mobd_server.machines.state import Kind, Run
 
 
 def served(*member_ids: str, capacity: int = 8, max_members: int = 8) -> Stage:
@@ -258,6 +258,7 @@ def test_no_input_is_abandoned_because_another_kills_the_agent(own_errors: int) 
             wake(stage)
         while stage.mob.runs and not any(stage.batch(run.member_id) == ["poison"] for run in stage.mob.runs.values()):
             stage.finish(next(iter(stage.mob.runs.values())))
+            assert stage.mob.head < 1_000, "what has ended is run again and again"
         if not stage.mob.runs:
             break
         stage.leave(agent)
@@ -456,3 +457,39 @@ def test_a_started_run_tells_its_agent_everything() -> None:
     (one,) = sent.inputs
     assert (sent.member_id, sent.traceparent, sent.fence) == ("a", "00-1", stage.executor("a").fence)
     assert (one.input_id, one.sender, one.attempt, bytes(one.content)) == ("i1", "ada", 1, b'[{"text":"hi"}]')
+
+
+# An end while it waits.
+
+
+def test_what_ends_while_it_waits_is_told_with_the_attempts_that_failed() -> None:
+    stage = served("a", capacity=1)
+    stage.accepted("a", "i1")
+    stage.fail(stage.run_of("a"))
+    stage.accepted("a", "i2")
+    names = [one.canonical_input_id for one in stage.member("a").queue or ()]
+    stage.do(c.RespawnMember("a"))
+    assert stage.event(e.InputAbandoned) == e.InputAbandoned("a", names, "retired", [1, 0])
+    assert stage.replayed() == stage.mob
+
+
+def test_of_what_was_never_run_no_attempts_are_told() -> None:
+    stage = Stage()
+    stage.spawn("a")
+    stage.accepted("a", "i1", "i2")
+    names = [one.canonical_input_id for one in stage.member("a").queue or ()]
+    stage.do(c.RespawnMember("a"))
+    assert stage.event(e.InputAbandoned) == e.InputAbandoned("a", names, "retired", [])
+
+
+@pytest.mark.parametrize("kind", ["peer_message", "peer_response_progress"])
+def test_what_a_newer_input_replaces_is_told_with_the_attempts_that_failed(kind: Kind) -> None:
+    stage = served("a", capacity=1)
+    stage.do(c.Deliver("a", "i1", text("hello"), kind=kind, supersession_key="s"))
+    if kind == "peer_response_progress":
+        # Nothing runs for it alone.
+        stage.accepted("a", "beside")
+    stage.fail(stage.run_of("a"))
+    stage.do(c.Deliver("a", "i2", text("hello"), kind=kind, supersession_key="s"))
+    (ended,) = [one for one in stage.events if isinstance(one, e.InputSuperseded | e.InputCoalesced)]
+    assert (ended.kind, ended.attempt) == ("input_superseded" if kind == "peer_message" else "input_coalesced", 1)

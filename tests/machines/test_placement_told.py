@@ -11,7 +11,9 @@ from tests.machines.stage import SECOND, Stage, named, role, text
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import Again, BatchDelivered, RunInput, SendAssign, SendStartRun
-from mobd_server.machines.placement import dispatches, run_inputs
+from mobd_server.machines.decision import _evolve
+from mobd_server.machines.draft import Draft
+from mobd_server.machines.placement import dispatch, dispatches, run_inputs
 from mobd_server.machines.state import EMPTY_DIGEST, Definition, Mob, Pending, Phase, Profile
 
 
@@ -205,3 +207,19 @@ def test_an_idle_member_of_a_full_agent_that_comes_back_leaves_for_one_with_work
         e.ExecutorReleased("a", agent, fence, "its place is needed for a member with work"),
         e.ExecutorAssigned("b", agent, stage.executor("b").fence),
     ]
+
+
+def test_a_full_decision_starts_nothing_more_and_asks_to_be_gone_on_with() -> None:
+    stage = Stage()
+    stage.spawn("a", "b")
+    agent = stage.agent()
+    stage.suspend(agent)
+    stage.accepted("a", "i1")
+    stage.accepted("b", "i1")
+    d = Draft(stage.mob, c.Context(stage.now, stage.ids, {agent}), _evolve)
+    while d.room > 1:
+        d.emit(e.RetryDue("a"), "a")
+    attachment = stage.attachment(agent)
+    dispatch(d, attachment)
+    assert [type(one) for one in d.reactions] == [SendStartRun, Again]
+    assert (d.room, len(attachment.ready)) == (0, 1)
