@@ -2,7 +2,7 @@
 
 import pytest
 from tests.machines.scene import Scene
-from tests.machines.stage import DAY, SECOND, state_bytes
+from tests.machines.stage import DAY, SECOND, Stage, state_bytes
 
 from mobd_server.errors import MemberExists, MemberNotFound
 from mobd_server.machines import commands as c
@@ -210,3 +210,21 @@ def test_the_operation_of_a_member_that_is_destroyed_is_terminated() -> None:
         scene.do(c.DestroyRuntime("a"))
         operation = scene.mob.operations[name]
         assert (operation.status, operation.reason) == ("terminated", "the member was destroyed")
+
+
+def test_those_who_drain_and_lose_their_agent_at_once_go_on_at_another_and_none_is_put_off() -> None:
+    stage = Stage()
+    names = [f"m{number:02}" for number in range(20)]
+    stage.spawn(*names)
+    first = stage.agent("first", capacity=1, max_members=20)
+    for name in names:
+        stage.accepted(name, "i1")
+        stage.do(c.RetireRuntime(name))
+    second = stage.agent("second", capacity=1, max_members=40)
+    left = [name for name in names if stage.agent_of(name) == first]
+    # More than are moved with the loss.
+    assert len(left) == 19
+    stage.leave(first)
+    assert [one.member_id for one in stage.all(e.ExecutorAssigned)] == left
+    assert {stage.agent_of(name) for name in names} == {second}
+    assert stage.all(e.DrainSuspended) == []
