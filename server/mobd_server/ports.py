@@ -6,7 +6,7 @@ servers, memory for tests and simulation.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from msgspec import Struct
 
@@ -15,6 +15,7 @@ from mobd_server.machines.records import Append, MessageRow, OperationRow, Recor
 from mobd_server.machines.sections import Part
 
 __all__ = [
+    "GONE",
     "CallMeter",
     "Clock",
     "Ids",
@@ -29,6 +30,9 @@ __all__ = [
     "Timer",
     "Writer",
 ]
+
+# Why a snapshot was not stored whose mob was deleted meanwhile.
+GONE: Final = "the mob is gone"
 
 
 class Timer(Protocol):
@@ -96,7 +100,7 @@ class Writer(Protocol):
 
         It is stored only if the mob's log is `log_id` and reaches to the snapshot; those that are superfluous beside
         it go in the same transaction (machines/snapshot.py). `done` is called on the loop, with why it was not stored
-        or with "". A failure here never hurts a group.
+        (GONE: the mob has no such log) or with "". A failure here never hurts a group.
         """
 
     def close(self) -> None:

@@ -164,8 +164,9 @@ class Registry:
             try:
                 actor = await self.load(mob_id)
             except MobNotFound:
-                # While this waited, another may have begun to load or to create it.
-                if mob_id not in self._actors and mob_id not in self._loading:
+                # While this waited, another may have begun to load, to create or to delete it.
+                others = (self._actors, self._loading, self._marking, self._deleting)
+                if not any(mob_id in one for one in others):
                     return await self._create(mob_id, command, call)
             else:
                 break

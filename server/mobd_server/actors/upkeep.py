@@ -19,7 +19,7 @@ from mobd_server.errors import MobdError
 from mobd_server.machines import snapshot as snapshots
 from mobd_server.machines.decision import wake_at
 from mobd_server.machines.state import Mob
-from mobd_server.ports import Clock, Rebuilder, Snapshot, SnapshotMeter, Timer, Writer
+from mobd_server.ports import GONE, Clock, Rebuilder, Snapshot, SnapshotMeter, Timer, Writer
 
 log: Final = logging.getLogger(__name__)
 
@@ -180,7 +180,10 @@ class Upkeep:
         try:
             text = await self._rebuilder.state(mob_id, seq)
         except MobdError as error:
-            self._failed(mob_id, seq, error.message)
+            actor = self._actors.get(mob_id)
+            # One that was deleted meanwhile needs none; its name may be another's already, with another log.
+            if actor is not None and actor.log_id == log_id:
+                self._failed(mob_id, seq, error.message)
         except Exception:
             log.exception("snapshot_failed", extra={"mob_id": mob_id, "seq": seq})
             self._count_failure()
@@ -198,7 +201,8 @@ class Upkeep:
         self._writer.write_snapshot(mob_id, log_id, snapshot, self._keeping.snapshot_events, written.set_result)
         error = await written
         if error:
-            self._failed(mob_id, seq, error)
+            if error != GONE:
+                self._failed(mob_id, seq, error)
             return
         log.info("snapshot_written", extra={"mob_id": mob_id, "seq": seq, "bytes": len(text)})
         if self._meter is not None:

@@ -17,7 +17,7 @@ from mobd_server.machines.events import BY_KIND
 from mobd_server.machines.records import Append, MessageRow, MobRow, OperationRow, Record, RunRow, SessionRow
 from mobd_server.machines.snapshot import superfluous
 from mobd_server.machines.upcast import upcast
-from mobd_server.ports import Beginning, Loaded, MobListing, Result, Snapshot, Wanted
+from mobd_server.ports import GONE, Beginning, Loaded, MobListing, Result, Snapshot, Wanted
 
 COMMITTED = Result("committed")
 # The phase of a mob whose rows are being deleted.
@@ -275,7 +275,7 @@ class MemoryWriter:
     def _keep(self, mob_id: str, log_id: str, snapshot: Snapshot, spacing: int) -> str:
         log = self._store.logs.get(mob_id)
         if log is None or log.row.log_id != log_id or log.phase == DELETING:
-            return "the mob is gone"
+            return GONE
         if log.head < snapshot.seq:
             return f"the log ends at {log.head}"
         log.snapshots[snapshot.seq] = snapshot

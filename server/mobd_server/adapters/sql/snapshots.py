@@ -5,7 +5,7 @@ from sqlalchemy import Connection, delete, insert, select
 from mobd_server.adapters.sql.purge import DELETING
 from mobd_server.adapters.sql.tables import mobs, snapshots
 from mobd_server.machines.snapshot import superfluous
-from mobd_server.ports import Snapshot
+from mobd_server.ports import GONE, Snapshot
 
 
 def newest(connection: Connection, mob_id: str, at_most: int) -> Snapshot | None:
@@ -22,7 +22,7 @@ def write(connection: Connection, mob_id: str, log_id: str, snapshot: Snapshot, 
     query = select(mobs.c.head, mobs.c.log_id).where(mobs.c.mob_id == mob_id, mobs.c.phase != DELETING)
     row = connection.execute(query.with_for_update()).first()
     if row is None or row.log_id != log_id:
-        return "the mob is gone"
+        return GONE
     if row.head < snapshot.seq:
         return f"the log ends at {row.head}"
     mine = snapshots.c.mob_id == mob_id
