@@ -9,9 +9,10 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
@@ -26,6 +27,7 @@ from tests.simulation.world import Outcome, simulate  # noqa: E402 behind the pa
 
 # How many failing worlds are shrunk; the others are named.
 SHRUNK = 3
+WORLDS_A_PROCESS = 500
 # How many records of a shrunk world are printed, the last ones.
 SHOWN = 60
 
@@ -46,6 +48,18 @@ def begin() -> None:
     """Set a process of the pool up."""
     gc.collect()
     gc.freeze()
+
+
+def outcomes(arguments: argparse.Namespace) -> Iterator[tuple[int, list[str], int, int]]:
+    """Run worlds in parallel, and yield what came of them, in order.
+
+    Processes grow with the worlds that they have run. They are replaced all at once: an executor that replaces each of
+    them by itself (`max_tasks_per_child`) may wait for ever (CPython issue 115634).
+    """
+    last, some = arguments.first + arguments.seeds, arguments.jobs * WORLDS_A_PROCESS
+    for first in range(arguments.first, last, some):
+        with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), initializer=begin) as pool:
+            yield from pool.map(partial(one, arguments.store), range(first, min(last, first + some)), chunksize=4)
 
 
 def show(seed: int, backend: Backend) -> None:
@@ -90,14 +104,12 @@ def main() -> int:
         outcome = simulate(arguments.first, backend=arguments.store)
         arguments.history.write_text("".join(to_line(one) + "\n" for one in outcome.records), encoding="utf-8")
     began, failed, kinds, ticks, records = time.monotonic(), [], Counter[str](), 0, 0
-    with ProcessPoolExecutor(arguments.jobs, initializer=begin, max_tasks_per_child=200) as pool:
-        seeds = range(arguments.first, arguments.first + arguments.seeds)
-        for seed, failures, steps, seen in pool.map(partial(one, arguments.store), seeds, chunksize=4):
-            ticks, records = ticks + steps, records + seen
-            if failures:
-                failed.append(seed)
-                kinds.update({kind(one) for one in failures})
-                print(f"seed {seed} failed: {failures[0][:200]}", flush=True)
+    for seed, failures, steps, seen in outcomes(arguments):
+        ticks, records = ticks + steps, records + seen
+        if failures:
+            failed.append(seed)
+            kinds.update({kind(one) for one in failures})
+            print(f"seed {seed} failed: {failures[0][:200]}", flush=True)
     took = time.monotonic() - began
     print(
         f"{arguments.seeds} worlds in {took:.0f} s: {ticks} callbacks, {records} records, {len(failed)} failed {failed}"
