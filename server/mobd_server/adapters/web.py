@@ -25,7 +25,7 @@ LOOP_S: Final = 2.0
 # How long a client may take to say what it wants.
 IDLE_S: Final = 5.0
 # How many connections may be open, each with a thread; for the next one the oldest is closed. Whoever only connects, or
-# says what he wants a letter at a time, keeps nobody from asking.
+# says a letter at a time what is wanted, keeps nobody from asking.
 MOST: Final = 64
 # How long the end of the server may go unnoticed.
 POLL_S: Final = 0.2
