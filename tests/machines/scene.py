@@ -182,3 +182,19 @@ class Scene(Stage):
         """Return everything that waits, the queue first."""
         member: Member = self.member(member_id)
         return [*(member.queue or []), *(member.steer or [])]
+
+
+def running(*, steers: bool = True, timeout_s: int = 0) -> Scene:
+    """Return a mob whose member `a` runs `m1`, with nothing behind it."""
+    scene = Scene("a", timeout_s=timeout_s)
+    scene.serve(steers=steers)
+    scene.put("a", "m1")
+    return scene
+
+
+def steered(*input_ids: str) -> Scene:
+    """Return a mob whose member `a` runs `m1`, with inputs that were steered into the run."""
+    scene = running()
+    scene.steer("a", *input_ids)
+    assert scene.steered("a") == list(input_ids)
+    return scene

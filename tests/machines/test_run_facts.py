@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 from msgspec import Raw
-from tests.machines.scene import Scene
+from tests.machines.scene import Scene, running, steered
 from tests.machines.stage import SECOND, state_bytes
 
 from mobd_server.machines import commands as c
@@ -17,22 +17,6 @@ from mobd_server.machines.run import UNASKED
 from mobd_server.machines.state import DEADLINE_STEP_US, MAX_RESENDS, Run, Usage
 
 HASH: Final = b"\x01" * 32
-
-
-def running(*, steers: bool = True, timeout_s: int = 0) -> Scene:
-    """Return a mob whose member `a` runs `m1`, with nothing behind it."""
-    scene = Scene("a", timeout_s=timeout_s)
-    scene.serve(steers=steers)
-    scene.put("a", "m1")
-    return scene
-
-
-def steered(*input_ids: str) -> Scene:
-    """Return a mob whose member `a` runs `m1`, with inputs that were steered into the run."""
-    scene = running()
-    scene.steer("a", *input_ids)
-    assert scene.steered("a") == list(input_ids)
-    return scene
 
 
 def result(run: Run, **options: Any) -> c.SettleRun:

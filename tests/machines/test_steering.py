@@ -3,28 +3,13 @@
 import msgspec
 import pytest
 from msgspec import Raw
-from tests.machines.scene import Scene
+from tests.machines.scene import Scene, running, steered
 from tests.machines.stage import state_bytes
 
 from mobd_server.machines import commands as c
 from mobd_server.machines import events as e
 from mobd_server.machines.answers import Attached, Deduplicated, SendStartRun, SendSteer
 from mobd_server.machines.views import view_member
-
-
-def running(*, steers: bool = True, timeout_s: int = 0) -> Scene:
-    """Return a mob whose one member runs `m1`."""
-    scene = Scene("a", timeout_s=timeout_s)
-    scene.serve(steers=steers)
-    scene.put("a", "m1")
-    return scene
-
-
-def steered(*input_ids: str) -> Scene:
-    """Return a mob whose one member runs `m1`, with inputs steered into the run."""
-    scene = running()
-    scene.steer("a", *input_ids)
-    return scene
 
 
 def test_a_steer_is_bound_to_the_run_in_flight_and_sent_to_its_agent() -> None:
